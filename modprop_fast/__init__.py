@@ -1,0 +1,9 @@
+"""ModProp, a causal low-complexity alternative to back-propagation through time, in hand-written Cython kernels."""
+
+from .learner import Evaluation, Learner
+from .network import Network
+from .optimizers import SGD, Adam, StepDecay
+from .rules import BPTT, EProp, ModProp, Rule
+
+__version__ = "0.1.0"
+__all__ = ["BPTT", "SGD", "Adam", "EProp", "Evaluation", "Learner", "ModProp", "Network", "Rule", "StepDecay", "__version__"]

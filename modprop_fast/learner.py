@@ -1,0 +1,384 @@
+"""The learner: one network, one rule, one loss and one optimizer, bound to an engine."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+import numpy as np
+
+from . import checks
+from .core import Engine
+from .losses import LOSSES, check_targets
+from .network import Network
+from .optimizers import SGD
+from .rules import ModProp, Plan, Rule
+
+
+class Evaluation(NamedTuple):
+    """What `Learner.evaluate` found: batch-mean loss, accuracy (None for mse), outputs (B, T, n_out)."""
+
+    loss: float
+    accuracy: float | None
+    outputs: np.ndarray
+
+
+class Learner:
+    """Learns a network's weights, step by step or by batches of trials.
+
+    Parameters
+    ----------
+    network : Network
+        Its arrays are learned in place.
+    rule : Rule
+        `ModProp`, `EProp` or `BPTT`.
+    loss : {"mse", "cross_entropy"}
+        Of one step: mean over the outputs of (y - y*)^2 / 2, or softmax cross entropy.
+    optimizer : SGD or Adam
+    update : {"step", "apply"}
+        ``step``: plain SGD within every step that has an error.  ``apply``: gradients add up until `apply`.
+    threads : int, optional
+        Threads over the trials of a batch, by default all that are available; no result depends on it.
+    rng : numpy.random.Generator, optional
+        Source of random feedback, needed for that alone.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> net = Network(1, 50, 1, tau=5.0, rng=rng)
+    >>> learner = Learner(net, ModProp(0.25), optimizer=SGD(0.01))
+    >>> x = rng.normal(size=(2000, 1)).astype("float32")
+    >>> for t in range(1, 2000):
+    ...     y = learner.step(x[t], target=x[t - 1])  # recall what came one step before
+    >>> learner.loss < 0.1
+    True
+    """
+
+    def __init__(self, network, rule=ModProp(), *, loss="mse", optimizer=SGD(), update="step", threads=None, rng=None):
+        if not isinstance(network, Network):
+            raise TypeError(f"network: expected a Network, got {checks.describe(network)}")
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule: expected a rule such as ModProp(0.25) or EProp(), got {checks.describe(rule)}")
+        if not isinstance(optimizer, SGD):
+            raise TypeError(f"optimizer: expected SGD(...) or Adam(...), got {checks.describe(optimizer)}")
+        checks.choice("loss", loss, LOSSES)
+        checks.choice("update", update, ("step", "apply"))
+        if update == "step" and optimizer != SGD(optimizer.lr):
+            raise ValueError(f"optimizer: expected plain SGD(lr) with update='step', got {optimizer}")
+        self.network, self.rule, self.loss_name, self.optimizer, self.update = network, rule, loss, optimizer, update
+        self.threads = _available() if threads is None else checks.integer("threads", threads, least=1)
+        self.iteration = 0  # updates made by apply and fit_trials
+        self._plan = rule.plan(network)
+        self._feedback = _feedback(rule.feedback, network, rng)
+        self._optimizer_state = optimizer.start(network.weights)
+        self._engine = Engine(
+            network, self._plan, loss, self._feedback, online=update == "step", lr=optimizer.lr, on_unstable=self._warn
+        )
+        self._workers: list[Engine] = []
+        self._pool: ThreadPoolExecutor | None = None
+        self._warned = False
+        if self.filter_radius >= 1:
+            self._warn()
+
+    # ------------------------------------------------------------ streaming
+
+    def step(self, x, target=None, *, signal=None, learn=True) -> np.ndarray:
+        """One time step, one call into C.
+
+        Parameters
+        ----------
+        x : (n_in,) array of the network's dtype, C-contiguous
+        target : (n_out,) array of the same dtype for mse, int for cross_entropy, optional
+            The error is the gradient of the loss of this step.
+        signal : (n_out,) array of the same dtype, optional
+            dE/dy itself, in place of a target: a reward, an error from another program.
+        learn : bool
+            False: the step runs, keeps its traces and measures the loss, but adds no gradient.
+
+        Returns
+        -------
+        y : (n_out,) array, the readout of this step (before its update)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit or is not finite; nothing has changed.
+        FloatingPointError
+            If the readout is not finite; the weights have not changed.
+        """
+        return self._engine.step(x, target, signal, learn)
+
+    def run(self, xs, targets=None, mask=None, *, learn=True) -> np.ndarray:
+        """`step` over a stream, the same loop in C and the same numbers.
+
+        Parameters
+        ----------
+        xs : (T, n_in) array
+        targets : (T, n_out) array for mse; int (T,), or one int for the last step, for cross_entropy; optional
+        mask : (T,) bool, optional
+            The steps that have an error; default all, or the last for a single class.
+        learn : bool
+            As for `step`.
+
+        Returns
+        -------
+        ys : (T, n_out) array
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit or is not finite; no step was made.
+        FloatingPointError
+            If a readout is not finite; the steps before it were made.
+        """
+        network = self.network
+        self._engine.must_stream("run")
+        xs = checks.array("xs", xs, (None, network.n_in), network.dtype)
+        if targets is None and mask is not None:
+            raise ValueError("mask: expected targets with it, got none")
+        trial = (None, None, None)
+        if targets is not None:
+            targets = np.asarray(targets)[None]
+            trial = check_targets(self.loss_name, targets, mask, 1, len(xs), network.n_out, network.dtype).trial(0)
+        ys = np.empty((len(xs), network.n_out), network.dtype)
+        self._engine.run(xs, *trial, learn, ys)
+        return ys
+
+    def reset(self):
+        """Start a trial: state and traces to zero.  With ``refresh="update"`` the type means are taken from W anew."""
+        self._follow_weights()
+        self._engine.reset()
+
+    @property
+    def loss(self) -> float:
+        """Loss of the last `step`, or the sum over the steps of the last `run`; 0 without a target."""
+        return self._engine.loss
+
+    @property
+    def accumulated(self) -> dict[str, np.ndarray]:
+        """The gradient that `apply` would use, by weight; a copy.  Sum over steps, with ``update="apply"``."""
+        if self.update == "step":
+            raise RuntimeError("accumulated: expected update='apply', got 'step', where no gradient adds up")
+        return self._split(self._engine.arrays)
+
+    def apply(self):
+        """One update by the optimizer with the accumulated gradient, which starts again from zero.
+
+        Raises
+        ------
+        FloatingPointError
+            If the norm of the gradient is not finite; nothing has changed.
+        """
+        self._descend(self.accumulated)
+        self._engine.clear()
+
+    # ------------------------------------------------------------ trials
+
+    def fit_trials(self, inputs, targets, mask=None) -> float:
+        """One update from B trials, each from rest, with the weights frozen until all are done.
+
+        Memory does not depend on B or T (with a rule that cannot stream: O(T N) per thread).
+
+        Parameters
+        ----------
+        inputs, targets, mask : as for `gradient`
+
+        Returns
+        -------
+        loss : float, batch mean before the update
+
+        Raises
+        ------
+        FloatingPointError
+            If a readout or the gradient is not finite; the weights have not changed.
+        """
+        loss, grads = self._batch_gradient(inputs, targets, mask, offline=bool(self._plan.offline_because))
+        self._descend(grads)
+        return loss
+
+    def gradient(self, inputs, targets, mask=None, mode="online") -> dict[str, np.ndarray]:
+        """Gradient of the batch-mean loss as the rule sees it; nothing is updated.
+
+        Parameters
+        ----------
+        inputs : (B, T, n_in) array
+        targets : (B, T, n_out) array for mse; int (B, T), or (B,) for one class per trial, for cross_entropy
+        mask : (T,) or (B, T) bool, optional
+            The steps that have an error; default all, or the last where there is one class per trial.
+        mode : {"online", "offline"}
+            Forwards with traces, or backwards over the recorded trial (O(T N) memory): the same numbers.
+
+        Returns
+        -------
+        dict of w_rec, w_in, w_out, b_out (and b_rec) arrays; 0 where no synapse may exist
+        """
+        checks.choice("mode", mode, ("online", "offline"))
+        if mode == "online":
+            self._engine.must_stream("gradient")
+        return self._batch_gradient(inputs, targets, mask, offline=mode == "offline")[1]
+
+    def evaluate(self, inputs, targets, mask=None) -> Evaluation:
+        """Loss, accuracy over the masked steps, and outputs on B trials; nothing is learned.
+
+        Parameters
+        ----------
+        inputs, targets, mask : as for `gradient`
+        """
+        network = self.network
+        inputs, targets, weights = self._check_trials(inputs, targets, mask)
+        outputs = np.empty((*inputs.shape[:2], network.n_out), network.dtype)
+        engines = [Engine(network, Plan(), self.loss_name, online=True) for _ in range(min(self.threads, len(inputs)))]
+
+        def one(engine, i):
+            engine.reset()
+            return weights[i] * engine.run(inputs[i], *targets.trial(i), False, outputs[i])
+
+        loss = sum(value for _, value in self._over_trials(engines, len(inputs), one))
+        accuracy = None
+        if self.loss_name == "cross_entropy":
+            hits = outputs.argmax(axis=2) == targets.labels
+            accuracy = float(hits.mean() if targets.mask is None else hits[targets.mask.astype(bool)].mean())
+        return Evaluation(loss, accuracy, outputs)
+
+    def _check_trials(self, inputs, targets, mask):
+        network = self.network
+        inputs = checks.array("inputs", inputs, (None, None, network.n_in), network.dtype)
+        targets = check_targets(self.loss_name, targets, mask, *inputs.shape[:2], network.n_out, network.dtype)
+        return inputs, targets, targets.weights(*inputs.shape[:2])
+
+    def _batch_gradient(self, inputs, targets, mask, offline):
+        inputs, targets, weights = self._check_trials(inputs, targets, mask)
+        self._follow_weights()
+        while len(self._workers) < min(self.threads, len(inputs)):
+            self._workers.append(Engine(self.network, self._plan, self.loss_name, self._feedback))
+        workers = self._workers[: len(inputs)]
+        for worker in workers:
+            worker.means = self._engine.means
+
+        def one(engine, i):
+            engine.clear()
+            return engine.gradient(inputs[i], *targets.trial(i), weights[i], offline)
+
+        loss, total = 0.0, {name: np.zeros_like(workers[0].arrays[name]) for name in Engine.GRADIENT}
+        for engine, value in self._over_trials(workers, len(inputs), one):  # added in the order of the trials
+            loss += value
+            for name, part in total.items():
+                part += engine.arrays[name]
+        return loss, self._split(total)
+
+    def _over_trials(self, engines, n_trials, one):
+        """(engine, one(engine, i)) for every trial i, in order; as many at a time as there are engines."""
+        if len(engines) > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="modprop_fast")
+        for first in range(0, n_trials, len(engines)):
+            wave = range(first, min(first + len(engines), n_trials))
+            if len(engines) == 1:
+                yield engines[0], one(engines[0], first)
+                continue
+            futures = [self._pool.submit(one, engine, i) for engine, i in zip(engines, wave)]
+            wait(futures)
+            yield from zip(engines, [future.result() for future in futures])
+
+    # ------------------------------------------------------------ updates
+
+    def _split(self, arrays) -> dict[str, np.ndarray]:
+        """The engine's (N, Q) gradient as one array per weight, 0 where no synapse may exist."""
+        network, grad = self.network, arrays["grad"]
+        n_rec, n_in = network.n_rec, network.n_in
+        out = {
+            "w_rec": grad[:, :n_rec] * network.connections,
+            "w_in": grad[:, n_rec : n_rec + n_in].copy(),
+            "w_out": arrays["grad_w_out"].copy(),
+            "b_out": arrays["grad_b_out"].copy(),
+        }
+        if "b_rec" in network.weights:
+            out["b_rec"] = grad[:, n_rec + n_in].copy()
+        return out
+
+    def _descend(self, grads):
+        self.optimizer.update(self.network.weights, grads, self._optimizer_state, self.iteration)
+        self.network.constrain()
+        self.iteration += 1
+        if self._plan.refresh_every and self.iteration % self._plan.refresh_every == 0:
+            self._engine.refresh()
+            if not self._warned and self.filter_radius >= 1:
+                self._warn()
+
+    def _follow_weights(self):
+        """What the user wrote into W counts for its means too, where these follow every update."""
+        if self._plan.refresh_every == 1:
+            self._engine.refresh()
+
+    # ------------------------------------------------------------ filter
+
+    @property
+    def filter_radius(self) -> float:
+        """rho(K), the spectral radius of the rule's filter: the memory of past activity decays only below 1."""
+        plan, network = self._plan, self.network
+        if plan.rank:
+            arrays = self._engine.arrays
+            K, own = arrays["K"], arrays["self_drive"][0] if plan.types is not None else np.zeros(1)
+            return float(max(np.abs(np.linalg.eigvals(K.astype(float))).max(), np.abs(own).max()))
+        if plan.adjoint in ("exact", "mean"):  # the whole of W
+            K = network.leak * np.eye(network.n_rec) + (1 - network.leak) * network.w_rec * plan.mu
+            return float(np.abs(np.linalg.eigvals(K.astype(float))).max())
+        return network.leak
+
+    def _warn(self):
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"rho(K) = {self.filter_radius:.4g} >= 1: the filter's memory of past activity does not decay; "
+                "choose a smaller mu or weaker recurrent weights",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    # ------------------------------------------------------------ state
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that evolves between trials besides the weights, by name: for checkpoints."""
+        out = {"iteration": np.array(self.iteration), "updates": np.array(self._engine.updates)}
+        if self._engine.means is not None:
+            out["means"] = self._engine.means
+        if self._feedback is not None:
+            out["feedback"] = self._feedback.copy()
+        return out | {f"optimizer.{name}": array.copy() for name, array in self._optimizer_state.items()}
+
+    def restore(self, state):
+        """Take over what `state` returned, of a learner made in the same way.
+
+        Raises
+        ------
+        ValueError
+            If the names or shapes differ from this learner's; nothing has changed.
+        """
+        own = self.state()
+        if state.keys() != own.keys():
+            raise ValueError(f"state: expected {', '.join(sorted(own))}, got {', '.join(sorted(state))}")
+        for name, array in own.items():
+            if np.shape(state[name]) != array.shape:
+                raise ValueError(f"state: expected {name} of shape {array.shape}, got {np.shape(state[name])}")
+        self.iteration, self._engine.updates = int(state["iteration"]), int(state["updates"])
+        self._engine.means = state.get("means")
+        if self._feedback is not None:
+            self._feedback[...] = state["feedback"]
+        for name, array in self._optimizer_state.items():
+            array[...] = state[f"optimizer.{name}"]
+
+
+def _available() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _feedback(feedback, network, rng):
+    """(n_rec, n_out) feedback matrix, or None for W_out^T."""
+    if isinstance(feedback, str) and feedback == "symmetric":
+        return None
+    shape = (network.n_rec, network.n_out)
+    if isinstance(feedback, str):
+        return (checks.generator("rng", rng).normal(size=shape) / np.sqrt(network.n_rec)).astype(network.dtype)
+    return checks.array("feedback", feedback, shape, network.dtype).copy()

@@ -1,0 +1,26 @@
+"""The extension modules; everything else is in pyproject.toml."""
+
+import platform
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# -ffp-contract=off: every instruction set computes the same bits (see src/kernels.pyx).
+FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-fno-math-errno"]
+ISA_FLAGS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
+    ISA_FLAGS["v3"] = ["-march=x86-64-v3"]
+
+extensions = [Extension("modprop_fast.core", ["src/core.pyx"], extra_compile_args=FLAGS)] + [
+    Extension(
+        f"modprop_fast._kernels_{isa}",
+        [f"src/kernels_{isa}.pyx"],
+        depends=["src/kernels.pyx", "src/model.pxd"],
+        extra_compile_args=FLAGS + flags,
+    )
+    for isa, flags in ISA_FLAGS.items()
+]
+
+# The kernels index plain pointers, so the only check to turn off is Python's division by zero.
+setup(ext_modules=cythonize(extensions, include_path=["src"], compiler_directives={"language_level": 3, "cdivision": True}))

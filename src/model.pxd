@@ -1,0 +1,132 @@
+"""The one struct that the engine and its kernels share.
+
+``core.pyx`` allocates every array once, in one block, and writes its address here; the kernels read
+sizes and addresses from here and own nothing.  Arrays are of the network's dtype (`real`), C-contiguous.
+
+    N = n_rec          units
+    Q = stride         presynaptic sources of one unit, [z_{t-1} (N) | x_t (n_in) | 1], padded with zeros
+                       to a multiple of LANES so that no loop over traces has a tail
+    r = rank           modulators (cell types, or columns of U)
+    C = n_class        drives of the `mean` factor (cell types, or rows of V)
+"""
+
+cdef enum:
+    LANES = 16  # one block of a row: 64 bytes of float32, 128 of float64
+
+cdef enum Activation:
+    RELU, SOFTPLUS, TANH, SIGMOID, IDENTITY
+
+cdef enum Loss:
+    MSE, CROSS_ENTROPY
+
+cdef enum Trace:  # what is put in place of the nonlocal term
+    TRACE_NONE, TRACE_EXACT, TRACE_MEAN
+
+cdef enum Adjoint:  # the same choice, backwards in time
+    ADJOINT_NONE, ADJOINT_EXACT, ADJOINT_MEAN, ADJOINT_BPTT
+
+cdef enum ErrorSource:  # where dE/dy comes from at this step
+    FROM_NOTHING, FROM_TARGET, FROM_LABEL, FROM_SIGNAL
+
+cdef enum Status:
+    OK, X_NOT_FINITE, TARGET_NOT_FINITE, LABEL_OUT_OF_RANGE, DIVERGED
+
+ctypedef struct Model:
+    Py_ssize_t n_in, n_rec, n_out, stride, rank, n_class
+    Activation activation
+    Loss loss
+    Trace trace
+    bint online               # update the weights at every step with an error (SGD)
+    bint autapses
+    bint unstable             # set by a refresh that left rho(K) >= 1
+    Py_ssize_t refresh_every  # updates between refreshes of the type means; 0: never
+    Py_ssize_t updates        # updates so far
+    double leak               # k = exp(-dt / tau)
+    double lr                 # step of the online update
+    double scale              # factor on loss and dE/dy
+    double loss_sum           # scaled losses added since the caller last cleared it
+
+    # the network's own arrays
+    void *w_rec               # (N, N) [post, pre]
+    void *w_in                # (N, n_in)
+    void *b_rec               # (N,) or NULL
+    void *w_out               # (n_out, N)
+    void *b_out               # (n_out,)
+    void *feedback            # (N, n_out) or NULL: symmetric
+    void *sign                # (N,) +1, -1 or 0 (free), or NULL: Dale's law of each presynaptic unit
+    unsigned char *mask       # (N, N) 1 where a synapse may exist, or NULL
+
+    # modulation
+    int *type                 # (N,) or NULL: low rank
+    double *type_size         # (r,) n[b]
+    double *type_mu           # (r,) mu per type
+    double *means             # (r, r) M[a, b]
+    double *power             # (2, r, r) scratch
+    bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
+    void *column_sums         # (r, Q) sum of W[p, :] over the units p of each type
+    void *u                   # (N, r) of the low-rank form
+    void *K                   # (r, r) filter of the traces
+    void *drive               # (N, r) (1-k) V[a, p]
+    void *class_drive         # (C, r) drive of each class of the `mean` factor
+    void *readout             # (N, C) mu[p] V[c, p] of the low-rank `mean` factor
+    void *self_drive          # (2, C) kept part and drive of the self term l, see `mean_traces`
+
+    # state
+    void *pre                 # (Q,) [z | x | 1 | 0 ..]
+    void *v                   # (N,)
+    void *h                   # (N,)
+    void *h_before            # (N,) h_{t-1}
+    void *eps                 # (Q,)
+    void *eps_before          # (Q,) eps_{t-1}
+    void *traces              # (N, r, Q) of the `exact` factor, (C, r, Q) of `mean`
+    void *self_traces         # (C, Q) l, or NULL
+
+    # what one step computes on its way
+    void *current             # (N,) recurrent input W z_{t-1}
+    void *input               # (max(N, r),) W_in x_t, then the drive of one row of traces
+    void *y                   # (n_out,)
+    void *error               # (n_out,) dE/dy
+    void *signal              # (N,) L = dE/dz
+    void *local               # (N,) L * h
+    void *modulator           # (r,) m
+    void *row                 # (Q,) one row of the gradient
+    void *class_rows          # (C, Q) sum_a m[a] traces[c, a, :]
+    void *old                 # (r, LANES) scratch
+
+    # accumulated gradient
+    void *grad                # (N, Q)
+    void *grad_w_out          # (n_out, N)
+    void *grad_b_out          # (n_out,)
+
+
+# One trial, or a stream of steps, in the caller's arrays.
+ctypedef struct Trials:
+    Py_ssize_t n_steps
+    const void *x             # (T, n_in)
+    const void *target        # (T, n_out), or NULL
+    const long long *label    # (T,), or NULL
+    const unsigned char *mask # (T,), or NULL: every step has its error
+    bint learn
+    void *y                   # (T, n_out), or NULL
+    Py_ssize_t steps_done     # out: where a failed run stopped
+
+
+# What the adjoint needs of every step of a trial.
+ctypedef struct Record:
+    void *pre                 # (T, Q)
+    void *eps                 # (T, Q)
+    void *h                   # (T, N)
+    void *signal              # (T, N)
+    void *rows                # (T, N) out: the left factor of the gradient
+
+
+# The kernels of one instruction set and one dtype.
+ctypedef struct Kernels:
+    int (*step)(Model *m, const void *x, const void *target, long long label, ErrorSource source, bint learn) noexcept nogil
+    int (*run)(Model *m, Trials *trial) noexcept nogil
+    int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
+    void (*adjoint)(Model *m, Record *rec, Adjoint kind, bint cells, const void *mu, Py_ssize_t n_steps) noexcept nogil
+    void (*reset)(Model *m) noexcept nogil
+    void (*refresh)(Model *m) noexcept nogil
+    void (*derive)(Model *m) noexcept nogil
+    bint (*finite)(const void *values, Py_ssize_t n) noexcept nogil
