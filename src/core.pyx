@@ -172,7 +172,7 @@ cdef class Engine:
         m.w_rec, m.w_in = address(weights["w_rec"]), address(weights["w_in"])
         m.w_out, m.b_out = address(weights["w_out"]), address(weights["b_out"])
         m.b_rec = address(weights.get("b_rec"))
-        m.sign, m.mask = address(self.network.sign), <unsigned char *>address(self.network.mask)
+        m.mask = <unsigned char *>address(self.network.mask)
         m.feedback = address(self.feedback)
 
     cdef _allocate(self):
@@ -186,7 +186,8 @@ cdef class Engine:
                 "pre": (Q,), "v": (N,), "h": (N,), "h_before": (N,), "eps": (Q,), "eps_before": (Q,),
                 "traces": (rows, r, Q), "self_traces": (0 if m.self_modulation else C, Q),
                 "current": (N,), "input": (max(N, r),), "y": (n_out,), "error": (n_out,), "signal": (N,),
-                "local": (N,), "modulator": (r,), "row": (Q,), "class_rows": (C, Q), "old": (r, LANES),
+                "local": (N,), "modulator": (r,), "row": (Q,), "masked": (Q,), "zeros": (Q,), "spare": (Q,),
+                 "class_rows": (C, Q), "class_eps": (0 if m.self_modulation else C, Q), "old": (r, LANES),
                 "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, Q), "u": (N, r), "K": (r, r), "drive": (N, r), "class_drive": (C, r),
                 "readout": (N, C), "self_drive": (2, C),
@@ -199,7 +200,9 @@ cdef class Engine:
         m.traces, m.self_traces = address(a["traces"]), address(a["self_traces"])
         m.current, m.input, m.y, m.error = address(a["current"]), address(a["input"]), address(a["y"]), address(a["error"])
         m.signal, m.local, m.modulator = address(a["signal"]), address(a["local"]), address(a["modulator"])
-        m.row, m.class_rows, m.old = address(a["row"]), address(a["class_rows"]), address(a["old"])
+        m.row, m.masked, m.zeros, m.spare = address(a["row"]), address(a["masked"]), address(a["zeros"]), address(a["spare"])
+        m.sign, m.old = address(a["zeros"] if self.network.sign is None else self.network.sign), address(a["old"])
+        m.class_rows, m.class_eps = address(a["class_rows"]), address(a["class_eps"])
         m.grad, m.grad_w_out, m.grad_b_out = address(a["grad"]), address(a["grad_w_out"]), address(a["grad_b_out"])
         m.column_sums, m.u, m.K, m.drive = address(a["column_sums"]), address(a["u"]), address(a["K"]), address(a["drive"])
         m.class_drive, m.readout, m.self_drive = address(a["class_drive"]), address(a["readout"]), address(a["self_drive"])

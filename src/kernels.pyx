@@ -318,79 +318,116 @@ cdef void mean_traces(Model *m, const real *modulator) noexcept nogil:
 
     G[c] = K G[c] + d[c] (eps_{t-1} + l[c]),   class_rows[c] = sum_a m[a] G[c, a].
     l is zero but for `self_modulation` = False, where R[j, p] = G[type j, type p] + (j = p) l[type p]:
-    l[b] = kept[b] l[b] - (1-k) mu[b] M[b, b] eps_{t-1},   kept[b] = k - (1-k) mu[b] M[b, b].
+    l[b] = kept[b] l[b] - (1-k) mu[b] M[b, b] eps_{t-1},   kept[b] = k - (1-k) mu[b] M[b, b],
+    and the local term becomes L[p] h[p] (eps + l[type p]): class_eps.
     """
     cdef const real *eps = <real *>m.eps_before
     cdef const real *kept = <real *>m.self_drive
     cdef const real *taken = kept + m.n_class
-    cdef real *drive_trace = <real *>m.row
+    cdef const real *drive_trace = eps
     cdef real *l
+    cdef real *own
     cdef Py_ssize_t c, q, Q = m.stride
     for c in range(m.n_class):
-        memcpy(drive_trace, eps, Q * sizeof(real))
         if m.self_traces != NULL:
-            l = <real *>m.self_traces + c * Q
+            l, own = <real *>m.self_traces + c * Q, <real *>m.class_eps + c * Q
+            drive_trace = <real *>m.row
             for q in range(Q):
-                drive_trace[q] += l[q]
+                (<real *>m.row)[q] = eps[q] + l[q]
+            for q in range(Q):
                 l[q] = kept[c] * l[q] - taken[c] * eps[q]
+            for q in range(Q):
+                own[q] = (<real *>m.eps)[q] + l[q]
         filter_traces(<real *>m.traces + c * m.rank * Q, <real *>m.class_rows + c * Q, <real *>m.K,
                       <real *>m.class_drive + c * m.rank, drive_trace, modulator, <real *>m.old, m.rank, Q)
 
 
 # ---------------------------------------------------------------- gradient and update
 
-cdef void gradient_row(Model *m, Py_ssize_t p, real *row) noexcept nogil:
-    """row = L[p] h[p] eps + (the nonlocal term, already in row for `exact`)."""
-    cdef real local = (<real *>m.local)[p]
-    cdef const real *readout
-    cdef Py_ssize_t c, Q = m.stride
-    if m.trace != TRACE_EXACT:
-        memset(row, 0, Q * sizeof(real))
-    axpy(row, local, <const real *>m.eps, Q)
-    if m.trace == TRACE_MEAN:
-        if m.type != NULL:
-            axpy(row, <real>1, <const real *>m.class_rows + m.type[p] * Q, Q)
-            if m.self_traces != NULL:
-                axpy(row, local, <const real *>m.self_traces + m.type[p] * Q, Q)
-        else:
-            readout = <real *>m.readout + p * m.n_class
-            for c in range(m.n_class):
-                axpy(row, readout[c], <const real *>m.class_rows + c * Q, Q)
+cdef inline void descend_block(real *w, real local, const real *eps, const real *rest, real lr, const real *sign,
+                               real *sums, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real to[LANES]
+    cdef real total[LANES]
+    for j in range(count):
+        to[j] = w[j] - lr * (local * eps[j] + rest[j])
+    for j in range(count):
+        to[j] = 0 if sign[j] * to[j] < 0 else to[j]
+    for j in range(count):
+        total[j] = sums[j] + to[j]
+    for j in range(count):
+        w[j] = to[j]
+    for j in range(count):
+        sums[j] = total[j]
 
 
-cdef void descend(real *w, const real *g, real lr, const real *sign, Py_ssize_t n) noexcept nogil:
-    """w -= lr g; a weight that crossed zero against its sign is set to zero (a NaN stays: it is found in y)."""
+cdef void descend(real *w, real local, const real *eps, const real *rest, real lr, const real *sign, real *sums,
+                  Py_ssize_t n) noexcept nogil:
+    """w -= lr (local eps + rest); 0 where that crossed zero against its sign; sums += w.
+
+    A NaN stays a NaN, so that it is found in y.  Loads come before stores in every block, which
+    spares the compiler the question whether the arrays overlap.
+    """
+    cdef Py_ssize_t q = 0
+    while q + LANES <= n:
+        descend_block(w + q, local, eps + q, rest + q, lr, sign + q, sums + q, LANES)
+        q += LANES
+    if q + 8 <= n:
+        descend_block(w + q, local, eps + q, rest + q, lr, sign + q, sums + q, 8)
+        q += 8
+    while q < n:
+        descend_block(w + q, local, eps + q, rest + q, lr, sign + q, sums + q, 1)
+        q += 1
+
+
+cdef void accumulate(real *grad, real local, const real *eps, const real *rest, Py_ssize_t stride) noexcept nogil:
+    """grad += local eps + rest, over whole blocks."""
+    cdef Py_ssize_t q = 0, j
+    cdef real g[LANES]
+    while q < stride:
+        for j in range(LANES):
+            g[j] = grad[q + j] + (local * eps[q + j] + rest[q + j])
+        for j in range(LANES):
+            grad[q + j] = g[j]
+        q += LANES
+
+
+cdef const real *masked(Model *m, Py_ssize_t p, real local, const real *eps, const real *rest) noexcept nogil:
+    """The row of the gradient written out, 0 where the mask allows no synapse."""
+    cdef real *row = <real *>m.masked
+    cdef const unsigned char *mask = m.mask + p * m.n_rec
     cdef Py_ssize_t q
-    cdef real moved
-    if sign == NULL:
-        for q in range(n):
-            w[q] -= lr * g[q]
-    else:
-        for q in range(n):
-            moved = w[q] - lr * g[q]
-            w[q] = 0 if sign[q] * moved < 0 else moved
+    for q in range(m.stride):
+        row[q] = local * eps[q] + rest[q]
+    for q in range(m.n_rec):
+        row[q] *= mask[q]
+    return row
 
 
-cdef void update_row(Model *m, Py_ssize_t p, real *row, bint sum_columns) noexcept nogil:
-    """Descend along one row of the gradient, inside the network's mask and signs."""
-    cdef Py_ssize_t q, i, n = m.n_rec, n_in = m.n_in
-    cdef real lr = <real>m.lr
+cdef void learn_row(Model *m, Py_ssize_t p, const real *eps, const real *rest, bint sum_columns) noexcept nogil:
+    """dW[p] = L[p] h[p] eps + rest, added to the accumulated gradient or descended at once."""
+    cdef real local = (<real *>m.local)[p], lr = <real>m.lr
+    cdef const real *zeros = <real *>m.zeros
+    cdef Py_ssize_t n = m.n_rec
     cdef real *w = <real *>m.w_rec + p * n
-    cdef real *w_in = <real *>m.w_in + p * n_in
-    cdef const unsigned char *mask
-    if not m.autapses:
-        row[p] = 0
-    if m.mask != NULL:
-        mask = m.mask + p * n
-        for q in range(n):
-            row[q] *= mask[q]
-    descend(w, row, lr, <const real *>m.sign, n)
-    for i in range(n_in):
-        w_in[i] -= lr * row[n + i]
-    if m.b_rec != NULL:
-        (<real *>m.b_rec)[p] -= lr * row[n + n_in]
+    cdef real *sums = <real *>m.spare
+    cdef real own_weight = w[p], own_sum
+    if not m.online:
+        accumulate(<real *>m.grad + p * m.stride, local, eps, rest, m.stride)
+        return
     if sum_columns:
-        axpy(<real *>m.column_sums + m.type[p] * m.stride, <real>1, w, n)
+        sums = <real *>m.column_sums + m.type[p] * m.stride
+    if m.mask != NULL:
+        rest = masked(m, p, local, eps, rest)
+        local = 0
+    own_sum = sums[p]
+    descend(w, local, eps, rest, lr, <const real *>m.sign, sums, n)
+    if not m.autapses:
+        w[p] = own_weight
+        sums[p] = own_sum + own_weight
+    descend(<real *>m.w_in + p * m.n_in, local, eps + n, rest + n, lr, zeros, <real *>m.spare, m.n_in)
+    if m.b_rec != NULL:
+        (<real *>m.b_rec)[p] -= lr * (local * eps[n + m.n_in] + rest[n + m.n_in])
 
 
 cdef void learn_readout(Model *m, const real *error, const real *z) noexcept nogil:
@@ -401,19 +438,33 @@ cdef void learn_readout(Model *m, const real *error, const real *z) noexcept nog
         if error[o] == 0:
             continue
         if m.online:
-            descend(<real *>m.w_out + o * n, z, lr * error[o], <const real *>m.sign, n)
+            descend(<real *>m.w_out + o * n, error[o], z, <const real *>m.zeros, lr, <const real *>m.sign, <real *>m.spare, n)
             (<real *>m.b_out)[o] -= lr * error[o]
         else:
             axpy(<real *>m.grad_w_out + o * n, error[o], z, n)
             (<real *>m.grad_b_out)[o] += error[o]
 
 
-cdef void trace_and_learn(Model *m, bint learn, const real *h) noexcept nogil:
+cdef const real *class_row(Model *m, Py_ssize_t p, real *row) noexcept nogil:
+    """Nonlocal term of unit p in the `mean` factor: that of its type, or sum_c mu[p] V[c, p] class_rows[c]."""
+    cdef const real *rows = <real *>m.class_rows
+    cdef const real *readout = <real *>m.readout + p * m.n_class
+    cdef Py_ssize_t c
+    if m.type != NULL:
+        return rows + m.type[p] * m.stride
+    memset(row, 0, m.stride * sizeof(real))
+    for c in range(m.n_class):
+        axpy(row, readout[c], rows + c * m.stride, m.stride)
+    return row
+
+
+cdef void trace_and_learn(Model *m, bint learn, real *row) noexcept nogil:
     """Advance every trace by one step and, with an error, take its gradient: one pass over rows."""
     cdef const real *modulator = NULL
-    cdef real *row = <real *>m.row
     cdef const real *local = <real *>m.local
-    cdef Py_ssize_t p, n = m.n_rec, Q = m.stride
+    cdef const real *eps = <real *>m.eps
+    cdef const real *rest = <real *>m.zeros
+    cdef Py_ssize_t p, n = m.n_rec
     cdef bint refresh
     if learn and m.trace != TRACE_NONE:
         modulators(m, <real *>m.modulator, local)
@@ -428,17 +479,18 @@ cdef void trace_and_learn(Model *m, bint learn, const real *h) noexcept nogil:
     m.updates += m.online
     refresh = (m.online and m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0)
     if refresh:
-        memset(m.column_sums, 0, m.rank * Q * sizeof(real))
+        memset(m.column_sums, 0, m.rank * m.stride * sizeof(real))
     for p in range(n):
         if m.trace == TRACE_EXACT:
             exact_traces(m, p, modulator, <real *>m.input)
-        elif m.trace == TRACE_NONE and local[p] == 0:
+            rest = row
+        elif m.trace == TRACE_MEAN:
+            rest = class_row(m, p, row)
+            if m.self_traces != NULL:
+                eps = <real *>m.class_eps + m.type[p] * m.stride
+        elif local[p] == 0:
             continue
-        gradient_row(m, p, row)
-        if m.online:
-            update_row(m, p, row, refresh)
-        else:
-            axpy(<real *>m.grad + p * Q, <real>1, row, Q)
+        learn_row(m, p, eps, rest, refresh)
     if refresh:
         means_from_sums(m, <real *>m.column_sums)
         derive_filter(m, <real *>m.K)
@@ -557,7 +609,7 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
         output_error(m, target, label, source)
     if learn:
         learning_signal(m, <real *>m.signal)
-    trace_and_learn(m, learn, <real *>m.h)
+    trace_and_learn(m, learn, <real *>m.row)
     if learn:
         learn_readout(m, <real *>m.error, <real *>m.pre)
     return OK

@@ -53,7 +53,7 @@ ctypedef struct Model:
     void *w_out               # (n_out, N)
     void *b_out               # (n_out,)
     void *feedback            # (N, n_out) or NULL: symmetric
-    void *sign                # (N,) +1, -1 or 0 (free), or NULL: Dale's law of each presynaptic unit
+    void *sign                # (N,) +1, -1 or 0 (free): Dale's law of each presynaptic unit
     unsigned char *mask       # (N, N) 1 where a synapse may exist, or NULL
 
     # modulation
@@ -89,8 +89,12 @@ ctypedef struct Model:
     void *signal              # (N,) L = dE/dz
     void *local               # (N,) L * h
     void *modulator           # (r,) m
-    void *row                 # (Q,) one row of the gradient
+    void *row                 # (Q,) nonlocal term of one row of the gradient
+    void *masked              # (Q,) one row of the gradient inside the mask
+    void *zeros               # (Q,) always 0
+    void *spare               # (Q,) sums that nobody reads
     void *class_rows          # (C, Q) sum_a m[a] traces[c, a, :]
+    void *class_eps           # (C, Q) eps + l, or NULL
     void *old                 # (r, LANES) scratch
 
     # accumulated gradient
