@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -31,3 +32,15 @@ def write_npz(file: str | os.PathLike[str] | BinaryIO, arrays: dict[str, np.ndar
         write_whole(file, lambda f: np.savez(f, **arrays))
     else:
         np.savez(file, **arrays)
+
+
+def read_npz(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray]:
+    """All arrays of a path or a binary file object; ValueError if it is not a whole ``.npz`` file."""
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return read_npz(opened)
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            return dict(data)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"expected a whole .npz file, got one cut short or damaged ({error})") from None

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import checks
 from .core import aligned
-from .files import write_npz
+from .files import read_npz, write_npz
 
 ACTIVATIONS = ("relu", "softplus", "tanh", "sigmoid", "identity")
 INITS = ("gaussian", "signed", "zeros")
@@ -149,15 +149,13 @@ class Network:
     def load(cls, file) -> Network:
         """Read what `save` wrote."""
         try:
-            with np.load(file, allow_pickle=False) as data:
-                arrays = dict(data)
+            arrays = read_npz(file)
             settings = json.loads(str(arrays.pop("settings")))
-        except FileNotFoundError:
-            raise
-        except Exception as error:
+            version = settings.pop("format")
+        except (ValueError, KeyError) as error:
             raise ValueError(f"file: expected a network written by Network.save, got {file} ({error})") from None
-        if settings.pop("format") != _FORMAT:
-            raise ValueError(f"file: expected a network of format {_FORMAT}, got {file}")
+        if version != _FORMAT:
+            raise ValueError(f"file: expected a network of format {_FORMAT}, got format {version} in {file}")
         names = settings.pop("type_names")
         sign, mask = arrays.pop("sign", None), arrays.pop("mask", None)
         net = cls(

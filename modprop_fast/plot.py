@@ -1,0 +1,105 @@
+"""The picture of a run. The only module that imports matplotlib, which belongs to the extra ``modprop_fast[train]``."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .train import CRITERION, Config, Row
+
+__all__ = ["learning"]
+
+# The ten ModProp runs that the authors saved with their code (github.com/Helena-Yuhan-Liu/ModProp, bin/results; delayed
+# XOR, lr 5e-4). Each run was averaged over the five evaluations around the iteration; low and high are over the runs.
+# Columns: iteration, accuracy low / mean / high, loss low / high.
+_PUBLISHED = np.array(
+    [
+        (40, 0.456, 0.504, 0.556, 0.670, 0.709),
+        (140, 0.512, 0.721, 0.981, 0.296, 0.696),
+        (240, 0.638, 0.891, 1.0, 0.161, 0.685),
+        (340, 0.712, 0.957, 1.0, 0.040, 0.525),
+        (440, 0.862, 0.972, 1.0, 0.0159, 0.450),
+        (540, 0.731, 0.966, 1.0, 0.0103, 0.560),
+        (640, 0.925, 0.988, 1.0, 0.0052, 0.366),
+        (740, 0.994, 0.999, 1.0, 0.0050, 0.285),
+        (940, 1.0, 1.0, 1.0, 0.0038, 0.275),
+        (1140, 1.0, 1.0, 1.0, 0.0031, 0.111),
+        (1440, 1.0, 1.0, 1.0, 0.0026, 0.083),
+        (2940, 1.0, 1.0, 1.0, 0.0022, 0.068),
+    ]
+)
+_PUBLISHED_LEARNED = (120, 240, 640)  # first of five consecutive evaluations >= 0.95: earliest, median, latest
+
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+_INK, _SHADE, _GREY = "#0b5394", "#dcdcdc", "#666666"
+
+
+def learning(file: BinaryIO, config: Config, rows: Sequence[Row], learned: int | None = None) -> None:
+    """Draw loss and accuracy against iteration, as PNG.
+
+    At the published setting the range of the authors' ten runs lies under the curves.
+
+    Parameters
+    ----------
+    file : binary file
+        Where the PNG goes.
+    config : Config
+        What was run.
+    rows : sequence of Row
+        The evaluations.
+    learned : int, optional
+        Iteration to mark as the first of the evaluations that met the criterion.
+    """
+    iteration = [row.iteration for row in rows]
+    end = max([*iteration, 1])
+    free = ("rule", "factor", "refresh", "iterations", "seed", "dtype")  # all else makes the published setting
+    published = replace(Config(), **{name: getattr(config, name) for name in free}) == config
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 4.6), dpi=200, layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True)
+        if published:
+            end = max(end, _PUBLISHED_LEARNED[-1] + 60)
+            _shade(top, bottom)
+        line = {"color": _INK, "linewidth": 1.3, "marker": "o", "markersize": 2.2, "label": "this run"}
+        top.plot(iteration, [row.loss for row in rows], **line)
+        bottom.plot(iteration, [row.accuracy for row in rows], **line)
+        for level, name in ((CRITERION, f"{CRITERION:g}"), (config.make_task().chance, "chance")):
+            bottom.axhline(level, color=_GREY, linewidth=0.7, linestyle=":", zorder=0)
+            bottom.text(1.01, level, name, color=_GREY, fontsize=8, va="center", transform=bottom.get_yaxis_transform())
+        if learned is not None:
+            for axes in (top, bottom):
+                axes.axvline(learned, color=_INK, linewidth=0.8, linestyle="--")
+            top.set_title(f"five in a row ≥ {CRITERION:g} from {learned}", loc="right", fontsize=8, color=_INK)
+        top.set(yscale="log", ylabel="loss")
+        bottom.set(xlim=(0, end), ylim=(0.2, 1.03), xlabel="iteration (one batch each)", ylabel="accuracy")
+        rule = f"{config.rule} {config.factor}" if config.rule == "modprop" else config.rule
+        top.set_title(f"{config.task}, {rule}, seed {config.seed}", loc="left", fontsize=9)
+        if published:
+            bottom.legend(loc="lower right")
+        figure.align_ylabels()
+        figure.savefig(file, format="png")
+
+
+def _shade(top: Axes, bottom: Axes) -> None:
+    """Lay the range of the published runs under the curves."""
+    iteration, low, mean, high, loss_low, loss_high = _PUBLISHED.T
+    earliest, median, latest = _PUBLISHED_LEARNED
+    for axes, least, most in ((top, loss_low, loss_high), (bottom, low, high)):
+        axes.fill_between(iteration, least, most, color=_SHADE, linewidth=0, zorder=0, label="published: ten runs")
+    bottom.plot(iteration, mean, color=_GREY, linewidth=1.0, label="published: their mean")
+    top.plot([earliest, latest], [0.003, 0.003], color=_GREY, linewidth=1.0, marker="|", markersize=6)
+    top.plot([median], [0.003], color=_GREY, marker="o", markersize=3.5, linestyle="none")
+    text = f"published: five in a row from {earliest} to {latest}, median {median}"
+    top.annotate(text, (earliest, 0.003), (0, 5), textcoords="offset points", color=_GREY, fontsize=8)

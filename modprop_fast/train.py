@@ -1,0 +1,396 @@
+"""The main job: train a network on a task, watch it learn, and keep what was learned.
+
+A run lives in one folder, in which every file is written whole or not at all:
+
+    config.json      every value the run was started with
+    metrics.csv      one row per evaluation
+    weights.npz      the network, for Network.load
+    checkpoint.npz   all that is needed to go on to the same bits as a run that was never stopped
+    learning.png     loss and accuracy against iteration
+
+An evaluation takes one fresh batch, before the update of its iteration. Initial weights, training trials, evaluation
+trials and random feedback each have their own stream of random numbers, so that looking never changes the learning.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+
+from . import checks
+from .files import write_npz, write_whole
+from .learner import Learner
+from .network import Network
+from .optimizers import Adam, StepDecay
+from .rules import BPTT, EProp, ModProp, Rule
+from .tasks import TASKS, DelayedXOR
+
+__all__ = ["Config", "TrainResult", "build", "read_config", "train"]
+
+log = logging.getLogger(__name__)
+
+EVALUATE_EVERY = 20  # iterations, as in the released code
+CRITERION = 0.95  # accuracy that counts as learned once reached
+IN_A_ROW = 5  # evaluations one after the other
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained, and how. The defaults are the published setting of the delayed XOR.
+
+    Each field carries the one sentence that explains it, as ``field.metadata["help"]``; the command line makes its
+    options of them. Times of the task are in steps, ``tau`` and ``dt`` in one unit (ms in the paper).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is of another type or out of range; the message names it, what was expected and what came.
+
+    Examples
+    --------
+    >>> Config.from_json(Config(seed=3).to_json()) == Config(seed=3)
+    True
+    """
+
+    task: str = _option("delayed-xor", "what is to be learned")
+    delay: int = _option(700, "steps between the two cues")
+    cue: int = _option(100, "steps of each cue")
+    rule: str = _option("modprop", "learning rule: modprop, eprop or bptt")
+    factor: str = _option("exact", "modprop: postsynaptic factor of the nonlocal term, exact or mean")
+    refresh: str | int = _option(
+        "update", "modprop: type means follow the weights at every update, never, or every so many"
+    )
+    mu: float = _option(0.25, "modprop: what stands for the activation's derivative in the filter, in [0, 1]")
+    n_rec: int = _option(120, "recurrent units, about a fifth of them inhibitory")
+    tau: float = _option(100.0, "membrane time constant, in ms")
+    dt: float = _option(1.0, "duration of a step, in ms")
+    batch: int = _option(32, "trials per update, and per evaluation")
+    iterations: int = _option(3000, "updates to make")
+    lr: float = _option(5e-4, "learning rate of Adam")
+    lr_decay: float = _option(0.8, "factor on the learning rate after every --lr-every updates")
+    lr_every: int = _option(300, "updates between two decays of the learning rate")
+    l2: float = _option(5e-4, "L2 penalty on the weights, part of the gradient")
+    l1: float = _option(0.01, "L1 shrink of recurrent and output weights, after each update")
+    seed: int = _option(0, "seed of all random numbers of the run")
+    dtype: str = _option("float32", "precision of weights and arithmetic: float32 or float64")
+
+    def __post_init__(self) -> None:
+        checks.choice("task", self.task, tuple(TASKS))
+        checks.choice("rule", self.rule, ("modprop", "eprop", "bptt"))
+        checks.choice("dtype", self.dtype, ("float32", "float64"))
+        integers = {"delay": 0, "cue": 1, "n_rec": 2, "batch": 1, "iterations": 1, "lr_every": 1, "seed": 0}
+        for name, least in integers.items():
+            object.__setattr__(self, name, checks.integer(name, getattr(self, name), least=least))
+        for name in ("mu", "tau", "dt", "lr", "lr_decay", "l2", "l1"):
+            value = checks.number(name, getattr(self, name), low=0.0, above=name in ("dt", "lr", "lr_decay"))
+            object.__setattr__(self, name, value)
+        self.make_rule()
+
+    def make_task(self) -> DelayedXOR:
+        """The task, with this configuration's durations."""
+        return TASKS[self.task](delay=self.delay, cue=self.cue)
+
+    def make_rule(self) -> Rule:
+        """The learning rule, with this configuration's variant of it."""
+        modprop = ModProp(mu=self.mu, factor=self.factor, refresh=self.refresh)
+        return {"modprop": modprop, "eprop": EProp(), "bptt": BPTT()}[self.rule]
+
+    def to_json(self) -> str:
+        """The configuration as a JSON object."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """The configuration that `to_json` wrote; ValueError if the text is not one."""
+        try:
+            return cls(**json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config: expected JSON, got {text[:40]!r}") from error
+        except TypeError as error:  # an entry that Config does not have, or of another type
+            raise ValueError(f"config: {error}") from error
+
+
+class Row(NamedTuple):
+    """One evaluation, a row of metrics.csv."""
+
+    iteration: int  # updates made before it
+    loss: float  # mean over the batch, in the unit of the task's loss
+    accuracy: float  # fraction of the batch, nan for a task without classes
+    streak: int  # evaluations in a row, this one included, that reached CRITERION
+    seconds: float  # wall time spent in training so far
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a run: its folder, its state at the last evaluation, and when the task was learned.
+
+    ``learned_at`` is the iteration at which the criterion was met: the fifth evaluation in a row with accuracy >= 0.95.
+    ``learned_from`` is the first of those five, which is what the published numbers (120 to 640) count. Both are None
+    if it was not met. ``iteration`` counts the updates made, ``seconds`` the wall time, earlier sessions included.
+    """
+
+    out: Path
+    iteration: int
+    loss: float
+    accuracy: float
+    learned_at: int | None
+    learned_from: int | None
+    seconds: float
+
+
+def build(config: Config, init: Generator, feedback: Generator, threads: int | None = None) -> tuple[Network, Learner]:
+    """The network and the learner of a configuration; initial weights and random feedback come from the generators."""
+    task = config.make_task()
+    inhibitory = max(1, int(0.2 * config.n_rec) - 1)  # as in the released code: 23 of 120
+    network = Network(
+        task.n_in,
+        config.n_rec,
+        task.n_out,
+        types={"E": config.n_rec - inhibitory, "I": inhibitory},
+        activation="relu",
+        tau=config.tau,
+        dt=config.dt,
+        dale={"E": 1, "I": -1},
+        bias=False,
+        init="signed",
+        dtype=config.dtype,
+        rng=init,
+    )
+    schedule = StepDecay(config.lr_decay, config.lr_every)
+    optimizer = Adam(lr=config.lr, l2=config.l2, l1=config.l1, schedule=schedule)
+    rule = config.make_rule()
+    learner = Learner(network, rule, loss=task.loss, optimizer=optimizer, update="apply", threads=threads, rng=feedback)
+    return network, learner
+
+
+def read_config(out: Path) -> Config:
+    """The configuration of the run in folder `out`; ValueError if there is none."""
+    path = Path(out) / "config.json"
+    try:
+        return Config.from_json(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"out: expected the folder of a run to resume, got {out} without config.json") from error
+
+
+class _Run:
+    """All that evolves while a run is trained, with its way into a run folder and back."""
+
+    def __init__(self, config: Config, threads: int | None) -> None:
+        streams = np.random.SeedSequence(config.seed).spawn(4)
+        init, self.training, self.evaluation, feedback = map(np.random.default_rng, streams)
+        self.config, self.task = config, config.make_task()
+        self.network, self.learner = build(config, init, feedback, threads)
+        self.iteration = 0
+        self.rows: list[Row] = []
+        self.started = perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return perf_counter() - self.started
+
+    @property
+    def learned_at(self) -> int | None:
+        return next((row.iteration for row in self.rows if row.streak == IN_A_ROW), None)
+
+    @property
+    def learned_from(self) -> int | None:
+        return None if self.learned_at is None else self.learned_at - (IN_A_ROW - 1) * EVALUATE_EVERY
+
+    @property
+    def due(self) -> bool:
+        """Whether an evaluation is to be made before the next update."""
+        evaluated = self.rows and self.rows[-1].iteration == self.iteration
+        return self.iteration % EVALUATE_EVERY == 0 and not evaluated
+
+    def evaluate(self) -> None:
+        result = self.learner.evaluate(*self.task.sample(self.evaluation, self.config.batch))
+        loss, accuracy = float(result.loss), math.nan if result.accuracy is None else result.accuracy
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss: expected a finite number, got {loss}")
+        streak = (self.rows[-1].streak if self.rows else 0) + 1 if accuracy >= CRITERION else 0
+        self.rows.append(Row(self.iteration, loss, accuracy, streak, round(self.seconds, 3)))
+        log.info("iteration %d: loss %.4g, accuracy %.3f", self.iteration, loss, accuracy)
+
+    def fit(self) -> None:
+        self.learner.fit_trials(*self.task.sample(self.training, self.config.batch))
+        self.iteration += 1
+
+    def save(self, out: Path) -> None:
+        """Write checkpoint.npz, metrics.csv and weights.npz, in this order."""
+        generators = {"training": self.training.bit_generator.state, "evaluation": self.evaluation.bit_generator.state}
+        state = {
+            "config": np.array(self.config.to_json()),
+            "generators": np.array(json.dumps(generators)),
+            "iteration": np.array(self.iteration),
+            "seconds": np.array(self.seconds),
+            "rows": np.array(self.rows, dtype=np.float64),
+        }
+        state.update({f"weights.{name}": array for name, array in self.network.weights.items()})
+        state.update({f"learner.{name}": array for name, array in self.learner.state().items()})
+        table = [",".join(Row._fields), *(",".join(map(repr, row)) for row in self.rows), ""]
+        write_npz(out / "checkpoint.npz", state)
+        write_whole(out / "metrics.csv", lambda file: file.write("\n".join(table).encode()))
+        self.network.save(out / "weights.npz")
+
+    def restore(self, path: Path) -> None:
+        """Take over the state in a checkpoint of the same configuration; only ``iterations`` may differ."""
+        state = _read_checkpoint(path)
+        saved = asdict(Config.from_json(str(state["config"])))
+        for name, value in asdict(self.config).items():
+            if name != "iterations" and saved[name] != value:
+                raise ValueError(f"{name}: expected {saved[name]!r} as in {path}, got {value!r}")
+        for name, array in self.network.weights.items():
+            array[...] = state[f"weights.{name}"]
+        own = {key: array for key, array in state.items() if key.startswith("learner.")}
+        self.learner.restore({key.removeprefix("learner."): array for key, array in own.items()})
+        generators = json.loads(str(state["generators"]))
+        self.training.bit_generator.state = generators["training"]
+        self.evaluation.bit_generator.state = generators["evaluation"]
+        self.rows = [Row(int(row[0]), row[1], row[2], int(row[3]), row[4]) for row in state["rows"].tolist()]
+        self.iteration = int(state["iteration"])
+        self.started = perf_counter() - float(state["seconds"])
+
+
+def train(
+    config: Config,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    until_learned: bool = False,
+    threads: int | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train as `config` says and keep the run in the folder `out`.
+
+    Parameters
+    ----------
+    config : Config
+        What to train.
+    out : path
+        The run folder: a new one, or with `resume` the one to go on with.
+    resume : bool
+        Go on from the checkpoint in `out`, to the same bits as a run that was never stopped. Of `config`, only
+        ``iterations`` may differ from the run's.
+    until_learned : bool
+        Stop once accuracy >= 0.95 was reached in five evaluations in a row, which are 20 iterations apart.
+    threads : int, optional
+        Threads over the trials of a batch, by default all that are available; the results do not depend on it.
+    progress : bool
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    TrainResult
+
+    Raises
+    ------
+    ValueError
+        If `threads` is out of range, or the checkpoint is missing, of another configuration, or damaged.
+    FileExistsError
+        If `out` exists and `resume` is false.
+    ModuleNotFoundError
+        If matplotlib or tqdm, the extra ``modprop_fast[train]``, is missing.
+    FloatingPointError
+        If the loss or the gradient overflows; the last checkpoint, of an earlier iteration, is kept.
+    KeyboardInterrupt
+        After Ctrl-C, once the iteration under way is done and a checkpoint is written. A second Ctrl-C stops at once.
+    """
+    try:
+        from tqdm import tqdm
+
+        from . import plot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"train needs {error.name}: pip install 'modprop_fast[train]'") from error
+
+    out = Path(out)
+    if out.exists() and not resume:
+        raise FileExistsError(f"out: expected a folder that does not exist (or resume), got {out}")
+    run = _Run(config, threads)
+    if resume:
+        run.restore(out / "checkpoint.npz")
+
+    def finished() -> bool:
+        return run.iteration >= config.iterations or (until_learned and run.learned_at is not None)
+
+    bar = tqdm(
+        total=config.iterations,
+        initial=run.iteration,
+        unit="it",
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # s: a log file wants fewer lines than a terminal
+        disable=not progress,
+    )
+    with bar, _interrupt_noted() as interrupted:
+        out.mkdir(parents=True, exist_ok=resume)
+        write_whole(out / "config.json", lambda file: file.write(config.to_json().encode()))
+        try:
+            while True:
+                if run.due:
+                    run.evaluate()
+                    run.save(out)
+                    bar.set_postfix(loss=f"{run.rows[-1].loss:.4f}", accuracy=f"{run.rows[-1].accuracy:.3f}")
+                if finished() or interrupted():
+                    break
+                run.fit()
+                bar.update()
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"training diverged at iteration {run.iteration}: {error}; the last good checkpoint is kept in {out}"
+            ) from error
+        run.save(out)
+        seconds = run.seconds
+        write_whole(out / "learning.png", lambda file: plot.learning(file, config, run.rows, run.learned_from))
+
+    if not finished():
+        raise KeyboardInterrupt(f"interrupted at iteration {run.iteration}, checkpoint written to {out}")
+    last = run.rows[-1]
+    return TrainResult(out, run.iteration, last.loss, last.accuracy, run.learned_at, run.learned_from, seconds)
+
+
+def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint; ValueError if it is missing, cut short or something else."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a bad file open
+            state = dict(arrays)
+    except FileNotFoundError as error:
+        raise ValueError(f"resume: expected a checkpoint, got none at {path}") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"resume: expected a whole checkpoint, got {path} cut short or damaged") from error
+    if not state.keys() >= {"config", "generators", "iteration", "seconds", "rows"}:
+        raise ValueError(f"resume: expected a checkpoint, got another kind of file at {path}")
+    return state
+
+
+@contextmanager
+def _interrupt_noted() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C instead of raising; yield a function that says whether it came. The second one raises."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted.is_set  # only the main thread may install a handler
+        return
+
+    def note(*_: object) -> None:
+        noted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)

@@ -1,0 +1,100 @@
+"""Random problems for the property tests: sizes, types, masks and signs that nobody chose by hand."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+
+import modprop_fast as mf
+from modprop_fast import reference
+
+SMOOTH = ("softplus", "tanh", "sigmoid", "identity")
+ALL = ("relu", *SMOOTH)
+
+
+@dataclass
+class Problem:
+    """A network with trials and targets, and its seed for whatever else a test draws."""
+
+    net: mf.Network
+    loss: str
+    inputs: np.ndarray
+    targets: np.ndarray
+    mask: np.ndarray | None
+    mu: float
+    rng: np.random.Generator
+
+    def learner(self, rule, **kwargs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # rho(K) >= 1 is wanted here too
+            return mf.Learner(self.net, rule, loss=self.loss, **kwargs)
+
+    def reference(self, rule, **kwargs):
+        """Gradients by name as the specification sees them, inside the network's connections."""
+        net = self.net
+        _, grads = reference.gradient(
+            net.weights, self.inputs, self.targets, leak=net.leak, activation=net.activation, loss=self.loss,
+            mask=self.mask, rule=rule, mu=kwargs.pop("mu", self.mu), **kwargs,
+        )  # fmt: skip
+        grads["w_rec"] = grads["w_rec"] * net.connections
+        return grads
+
+    def membrane(self):
+        return reference.forward(self.net.weights, self.inputs, leak=self.net.leak, activation=self.net.activation).v
+
+
+@st.composite
+def problems(draw, dtype="float64", activations=ALL, constrained=True, max_rec=12, **fixed):
+    """Networks of 1 to 37 units, with the tails and odd sizes that vector code gets wrong."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
+    n_rec = draw(st.one_of(st.integers(1, max_rec), st.sampled_from([16, 19, 33, 37])), label="n_rec")
+    n_in = draw(st.sampled_from([1, 2, 3, 9]), label="n_in")
+    loss = draw(st.sampled_from(["mse", "cross_entropy"]), label="loss")
+    n_out = draw(st.integers(1 if loss == "mse" else 2, 3), label="n_out")
+    n_types = draw(st.integers(1, min(n_rec, 6)), label="n_types")
+    types = rng.permutation(np.concatenate([np.arange(n_types), rng.integers(0, n_types, n_rec - n_types)]))
+    dale = rng.choice([-1, 0, 1], n_rec) if constrained and draw(st.booleans(), label="dale") else None
+    mask = rng.random((n_rec, n_rec)) < 0.6 if constrained and draw(st.booleans(), label="mask") else None
+    settings = {
+        "types": types,
+        "activation": draw(st.sampled_from(activations), label="activation"),
+        "tau": draw(st.sampled_from([0.0, 1.5, 10.0]), label="tau"),
+        "dale": dale,
+        "mask": mask,
+        "autapses": draw(st.booleans(), label="autapses"),
+        "bias": draw(st.booleans(), label="bias"),
+        "dtype": dtype,
+    } | fixed
+    net = mf.Network(n_in, n_rec, n_out, gain=draw(st.sampled_from([0.5, 1.5])), rng=rng, **settings)
+    net.b_out = rng.normal(size=n_out)
+    if settings["bias"]:
+        net.b_rec = rng.normal(size=n_rec)
+    n_trials, n_steps = draw(st.integers(1, 3), label="B"), draw(st.integers(1, 8), label="T")
+    inputs = rng.normal(size=(n_trials, n_steps, n_in)).astype(dtype)
+    if loss == "mse":
+        targets = rng.normal(size=(n_trials, n_steps, n_out)).astype(dtype)
+    else:
+        shape = draw(st.sampled_from([(n_trials,), (n_trials, n_steps)]), label="targets")
+        targets = rng.integers(0, n_out, shape)
+    mask = None
+    if draw(st.booleans(), label="mask of steps"):
+        mask = rng.random((n_trials, n_steps)) < 0.5
+        mask[:, rng.integers(n_steps)] = True
+    return Problem(net, loss, inputs, targets, mask, draw(st.sampled_from([0.0, 0.25, 1.0]), label="mu"), rng)
+
+
+def assert_close(got, expected, tolerance):
+    """Every array within ``tolerance`` of its largest entry."""
+    assert got.keys() == expected.keys()
+    for name in expected:
+        size = max(np.abs(expected[name]).max(), 1e-300)
+        error = np.abs(np.asarray(got[name], float) - expected[name]).max()
+        assert error <= tolerance * size, f"{name}: off by {error / size:.2g} of its largest entry {size:.2g}"
+
+
+def moves(grads):
+    """Whether a gradient is worth comparing: the recurrent layer has one."""
+    return np.abs(grads["w_in"]).max() > 1e-9

@@ -1,0 +1,404 @@
+"""Steps, streams, updates and trials: what is the same must be the same to the bit."""
+
+import gc
+import os
+import threading
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from problems import ALL, assert_close, moves, problems
+
+import modprop_fast as mf
+from modprop_fast import core
+
+pytestmark = pytest.mark.filterwarnings("ignore:rho")
+RULES = {
+    "e-prop": mf.EProp(),
+    "exact": mf.ModProp(0.25),
+    "mean": mf.ModProp(0.25, factor="mean"),
+    "no self": mf.ModProp(0.25, factor="mean", self_modulation=False),
+    "every third": mf.ModProp(0.25, refresh=3),
+    "never": mf.ModProp(0.25, refresh="never", factor="mean"),
+}
+any_rule = st.sampled_from(sorted(RULES)).map(RULES.get)
+any_dtype = st.sampled_from(["float32", "float64"])
+
+
+def twin(problem, rule, **kwargs):
+    """A learner on a copy of the problem's network."""
+    net = problem.net
+    other = mf.Network(
+        net.n_in, net.n_rec, net.n_out, types=net.types, activation=net.activation, tau=net.tau, dale=net.sign,
+        mask=None if net.mask is None else net.mask.astype(bool), autapses=net.autapses, bias="b_rec" in net.weights,
+        dtype=net.dtype, init="zeros",
+    )  # fmt: skip
+    for name, w in net.weights.items():
+        other.weights[name][...] = w
+    return mf.Learner(other, rule, loss=problem.loss, **kwargs)
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def stream(problem):
+    """One trial as `step` wants it: xs, a target or None for each step, the same for `run`."""
+    xs, mask = problem.inputs[0], problem.rng.random(len(problem.inputs[0])) < 0.7
+    if problem.loss == "mse":
+        targets = problem.targets[0]
+    else:
+        targets = problem.rng.integers(0, problem.net.n_out, len(xs))
+    return xs, [t if m else None for t, m in zip(targets, mask)], targets, mask
+
+
+@settings(max_examples=60)
+@given(problems("float32"), any_rule, st.sampled_from(["step", "apply"]))
+def test_run_is_a_loop_of_steps(problem, rule, update):
+    xs, each, targets, mask = stream(problem)
+    by_step, by_run = twin(problem, rule, update=update), twin(problem, rule, update=update)
+    ys = np.array([by_step.step(x, target) for x, target in zip(xs, each)])
+    assert np.array_equal(by_run.run(xs, targets, mask), ys)
+    assert same_bits(by_step.network.weights, by_run.network.weights)
+    if update == "apply":
+        assert same_bits(by_step.accumulated, by_run.accumulated)
+    elif mask.any():
+        assert not same_bits(by_run.network.weights, problem.net.weights)
+    state = by_run._engine.arrays
+    assert all(np.array_equal(state[name], a) for name, a in by_step._engine.arrays.items())
+
+
+@settings(max_examples=40)
+@given(any_dtype.flatmap(lambda d: problems(d)), any_rule)
+def test_steps_that_update_are_steps_and_applications(problem, rule):
+    """SGD inside the kernel against the accumulated gradient, applied after every step with an error."""
+    xs, each, _, mask = stream(problem)
+    assume(mask.any())
+    assume(problem.net.activation != "relu" or problem.net.dtype == np.float64)
+    fused = twin(problem, rule, optimizer=mf.SGD(0.1))
+    plain = twin(problem, rule, optimizer=mf.SGD(0.1), update="apply")
+    for x, target in zip(xs, each):
+        assert np.allclose(fused.step(x, target), plain.step(x, target), rtol=1e-3, atol=1e-4)
+        if target is not None:
+            plain.apply()
+    assert plain.iteration == mask.sum()
+    assert_close(fused.network.weights, plain.network.weights, 1e-10 if problem.net.dtype == np.float64 else 1e-4)
+    w, sign = fused.network.w_rec, problem.net.sign
+    assert not w[~problem.net.connections].any()
+    if sign is not None:
+        assert (w * sign >= 0).all() and (fused.network.w_out * sign >= 0).all()
+
+
+@settings(max_examples=30)
+@given(any_dtype.flatmap(lambda d: problems(d)), any_rule)
+def test_a_stream_accumulates_the_gradient_of_its_trial(problem, rule):
+    """`gradient` takes the mean over the masked steps, a stream their sum."""
+    learner = twin(problem, rule, update="apply")
+    mask = np.ones(problem.inputs.shape[1], bool) if problem.mask is None else problem.mask[0]
+    labels = np.broadcast_to(problem.targets[0], len(mask)) if problem.loss != "mse" else problem.targets[0]
+    expected = learner.gradient(problem.inputs[:1], labels[None], mask)
+    assume(moves(expected))
+    learner.run(problem.inputs[0], labels, mask)
+    scaled = {name: g / mask.sum() for name, g in learner.accumulated.items()}
+    assert_close(scaled, expected, 1e-12 if problem.net.dtype == np.float64 else 1e-5)
+
+
+@settings(max_examples=25)
+@given(problems("float32", activations=ALL), any_rule)
+def test_a_batch_does_not_depend_on_the_threads(problem, rule):
+    trial = problem.inputs, problem.targets, problem.mask
+    fits = []
+    for threads in (1, 2, 3):
+        learner = twin(problem, rule, optimizer=mf.Adam(0.01), threads=threads)
+        fits.append((learner.fit_trials(*trial), learner.network.weights, learner.evaluate(*trial)))
+    for loss, weights, evaluation in fits[1:]:
+        assert loss == fits[0][0] and evaluation.loss == fits[0][2].loss
+        assert same_bits(weights, fits[0][1]) and np.array_equal(evaluation.outputs, fits[0][2].outputs)
+    assert not same_bits(fits[0][1], problem.net.weights)
+
+
+@given(problems("float32", activations=("relu", "tanh")))
+@settings(max_examples=15)
+def test_every_instruction_set_computes_the_same_bits(problem):
+    xs, _, targets, mask = stream(problem)
+    found = []
+    for isa in core.available_isas():
+        os.environ["MODPROP_FAST_ISA"] = isa
+        try:
+            learner = twin(problem, mf.ModProp(0.25))
+        finally:
+            del os.environ["MODPROP_FAST_ISA"]
+        found.append((learner.run(xs, targets, mask), learner.network.weights))
+    for ys, weights in found[1:]:
+        assert np.array_equal(ys, found[0][0]) and same_bits(weights, found[0][1])
+
+
+def test_two_instruction_sets_were_compared():
+    """Where the processor has AVX2 both builds must be there, or the test above compares one with itself."""
+    with open("/proc/cpuinfo") as file:
+        expected = 2 if " avx2" in file.read() else 1
+    assert len(core.available_isas()) == expected
+
+
+# ---------------------------------------------------------------- what a step means
+
+
+def small(rule=mf.ModProp(0.25), seed=0, **kwargs):
+    net = mf.Network(2, 9, 2, types={"E": 6, "I": 3}, dale={"E": 1, "I": -1}, activation="tanh", rng=np.random.default_rng(seed))
+    return mf.Learner(net, rule, **kwargs)
+
+
+def draw(n, seed=1):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 2)).astype("float32"), rng.normal(size=(n, 2)).astype("float32")
+
+
+def test_a_step_without_error_or_learning_keeps_the_weights_and_the_traces_going():
+    xs, targets = draw(6)
+    learners = small(), small(), small()
+    learners[0].run(xs[:5])
+    learners[1].run(xs[:5], targets[:5], learn=False)
+    for x in xs[:5]:
+        learners[2].step(x)
+    before = {name: w.copy() for name, w in learners[0].network.weights.items()}
+    for learner in learners:
+        assert same_bits(learner.network.weights, before)
+        learner.step(xs[5], targets[5])
+        assert not same_bits(learner.network.weights, before)
+        assert same_bits(learner.network.weights, learners[0].network.weights)
+    assert learners[0].loss > 0
+
+
+def test_signal_is_the_gradient_of_the_readout():
+    xs, targets = draw(20)
+    by_target, by_signal = small(), small()
+    for x, target in zip(xs, targets):
+        y = by_target.step(x, target)
+        # the readout before this step's update is only known after it: ask a copy of the state
+        by_signal.step(x, signal=(y - target) / 2)
+    assert_close(by_signal.network.weights, by_target.network.weights, 1e-6)
+
+
+def test_a_step_returns_its_own_array():
+    learner = small()
+    first = learner.step(draw(1)[0][0])
+    kept = first.copy()
+    learner.step(draw(1, seed=5)[0][0])
+    assert np.array_equal(first, kept)
+
+
+def test_what_is_written_into_the_weights_counts_at_the_next_step():
+    learner, x = small(), draw(1)[0][0]
+    learner.network.w_out[...] = 0
+    learner.network.b_out[...] = [3, 4]
+    assert learner.step(x).tolist() == [3, 4]
+    learner.network.w_in = np.zeros((9, 2))
+    learner.reset()
+    learner.network.w_out[...] = 1
+    assert learner.step(x).tolist() == [3, 4]  # nothing drives the units: z = 0
+
+
+def test_reset_starts_a_trial_anew():
+    xs, targets = draw(7)
+    learner = small(optimizer=mf.SGD(1e-30))
+    first = learner.run(xs, targets)
+    assert not np.array_equal(learner.run(xs, targets), first)
+    learner.reset()
+    assert np.array_equal(learner.run(xs, targets), first)
+
+
+@pytest.mark.parametrize("refresh, follows", [("update", True), ("never", False)])
+def test_when_the_type_means_follow(refresh, follows):
+    learner = small(mf.ModProp(0.25, refresh=refresh), optimizer=mf.SGD(0.5))
+    before = learner._engine.means
+    learner.run(*draw(5))
+    learner.fit_trials(draw(5)[0][None], draw(5)[1][None])
+    after = learner._engine.means
+    expected = np.array([[learner.network.w_rec[np.ix_(learner.network.types == a, learner.network.types == b)].mean() for b in (0, 1)] for a in (0, 1)])
+    assert np.allclose(after, expected, rtol=1e-5) == follows
+    assert np.array_equal(after, before) != follows
+    learner.network.w_rec[0, 1] += 1
+    learner.reset()
+    assert np.array_equal(learner._engine.means, after) != follows
+
+
+def test_every_other_update():
+    learner = small(mf.ModProp(0.25, refresh=2), optimizer=mf.SGD(0.5))
+    xs, targets = draw(4)
+    seen = [learner._engine.means]
+    for x, target in zip(xs, targets):
+        learner.step(x, target)
+        seen.append(learner._engine.means)
+    assert [not np.array_equal(a, b) for a, b in zip(seen, seen[1:])] == [False, True, False, True]
+
+
+def test_state_and_restore_go_on_to_the_same_bits():
+    xs, targets = draw(40)
+    trials = xs.reshape(4, 10, 2), targets.reshape(4, 10, 2)
+    rule = mf.ModProp(0.25, feedback="random", refresh=2)
+    one = small(rule, optimizer=mf.Adam(0.01), rng=np.random.default_rng(3))
+    for _ in range(3):
+        one.fit_trials(*trials)
+    other = small(rule, optimizer=mf.Adam(0.01), rng=np.random.default_rng(4))
+    other.restore(one.state())
+    for name, w in one.network.weights.items():
+        other.network.weights[name][...] = w
+    for learner in (one, other):
+        for _ in range(3):
+            learner.fit_trials(*trials)
+    assert same_bits(one.network.weights, other.network.weights)
+    assert same_bits(one.state(), other.state())
+    with pytest.raises(ValueError, match="state: expected"):
+        small().restore(one.state())
+
+
+def test_adam_with_everything_against_its_equations():
+    """Kingma & Ba 2015, algorithm 1, on one weight at a time, with L2 in the gradient, L1 after, clipping before."""
+    learner = small(optimizer=mf.Adam(0.01, l2=0.1, l1=0.5, clip=0.05, schedule=mf.StepDecay(0.5, 2)))
+    trials = draw(10)[0][None], draw(10)[1][None]
+    weights = {name: w.astype(float) for name, w in learner.network.weights.items()}
+    m, s = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    for i in range(4):
+        grads = {name: g.astype(float) for name, g in learner.gradient(*trials).items()}
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        assert norm > 0.05
+        learner.fit_trials(*trials)
+        for name, w in weights.items():
+            g = grads[name] * 0.05 / norm + (0.1 * w if name != "b_out" else 0)
+            m[name] = 0.9 * m[name] + 0.1 * g
+            s[name] = 0.999 * s[name] + 0.001 * g**2
+            lr = 0.01 * 0.5 ** (i // 2)
+            w -= lr * (m[name] / (1 - 0.9 ** (i + 1))) / (np.sqrt(s[name] / (1 - 0.999 ** (i + 1))) + 1e-8)
+            if name in ("w_rec", "w_out"):
+                w[w > 0] -= lr * 0.5
+                w[w * learner.network.sign < 0] = 0
+        np.fill_diagonal(weights["w_rec"], 0)
+    assert_close(learner.network.weights, weights, 1e-4)
+
+
+def test_learning_lowers_the_loss():
+    rng = np.random.default_rng(0)
+    net = mf.Network(1, 50, 1, activation="tanh", tau=1.0, rng=rng)
+    learner = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(0.02))
+    x = rng.normal(size=(3000, 1)).astype("float32")
+    losses = []
+    for t in range(2, len(x)):
+        learner.step(x[t], x[t - 2])
+        losses.append(learner.loss)
+    assert np.mean(losses[-300:]) < 0.1  # guessing zero costs 0.5
+
+
+# ---------------------------------------------------------------- stability, threads, memory
+
+
+def test_an_unstable_filter_is_named_once():
+    net = mf.Network(1, 20, 1, tau=10.0, init="zeros")
+    net.w_rec[...] = 0.5
+    np.fill_diagonal(net.w_rec, 0)
+    with pytest.warns(RuntimeWarning, match=r"rho\(K\) = 1\.") as seen:
+        learner = mf.Learner(net, mf.ModProp(1.0))
+        learner.reset()
+        learner.run(np.zeros((5, 1)), np.ones((5, 1)))
+    assert len(seen) == 1
+    k = np.exp(-0.1)
+    assert learner.filter_radius == pytest.approx(k + (1 - k) * 20 * 0.5 * 19 / 20, rel=1e-6)
+
+
+def test_a_filter_that_becomes_unstable_within_a_stream_is_named_once():
+    net = mf.Network(1, 8, 1, tau=2.0, activation="identity", init="zeros")
+    net.w_rec[...] = 0.1
+    net.w_in[...] = net.w_out[...] = 0.3
+    np.fill_diagonal(net.w_rec, 0)
+    learner = mf.Learner(net, mf.ModProp(1.0), optimizer=mf.SGD(0.2))
+    assert learner.filter_radius < 1
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            learner.step(np.ones(1, "float32"), signal=-np.ones(1, "float32"))
+            if seen:
+                break
+        learner.step(np.ones(1, "float32"), signal=-np.ones(1, "float32"))
+    assert learner.filter_radius > 1
+    assert [str(w.message).startswith("rho(K)") for w in seen] == [True]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_the_filter_in_the_kernel_knows_when_it_decays(rank):
+    """The warning within a stream uses squarings of K; eigenvalues must agree on either side of 1."""
+    rng = np.random.default_rng(rank)
+    for radius, unstable in ((0.999, False), (1.001, True)):
+        net = mf.Network(1, 4 * rank, 1, types=np.repeat(np.arange(rank), 4), tau=0.0, autapses=True, rng=rng)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            learner = mf.Learner(net, mf.ModProp(1.0))
+        net.w_rec *= radius / learner.filter_radius
+        heard = []
+        learner._warned = True
+        engine = core.Engine(net, learner._plan, "mse", online=True, lr=1e-12, on_unstable=lambda heard=heard: heard.append(1))
+        engine.step(np.ones(1, "float32"), signal=np.ones(1, "float32"))
+        assert bool(heard) == unstable
+
+
+def test_two_threads_on_one_learner_are_told_so():
+    learner, other = small(), []
+    xs, targets = draw(200_000)
+
+    def run():
+        try:
+            learner.run(xs, targets)
+        except RuntimeError as error:
+            other.append(str(error))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(other) == 1 and "another thread" in other[0]
+
+
+def test_two_learners_in_two_threads_compute_what_they_compute_alone():
+    xs, targets = draw(5000)
+    alone = small().run(xs, targets)
+    learners, found = [small(), small()], [None, None]
+
+    def run(i):
+        found[i] = np.array([learners[i].step(x, target) for x, target in zip(xs, targets)])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert np.array_equal(found[0], alone) and np.array_equal(found[1], alone)
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("rule", ["exact", "no self"])
+def test_a_million_steps_allocate_nothing(rule):
+    learner = small(RULES[rule])
+    xs, targets = draw(1000)
+    pairs = list(zip(xs, targets))
+
+    def steps(n):
+        for _ in range(n // 1000):
+            for x, target in pairs:
+                learner.step(x, target)
+
+    steps(10_000)
+    gc.collect()
+    tracemalloc.start()
+    steps(10_000)
+    traced, before = tracemalloc.get_traced_memory()[0], resident()
+    steps(1_000_000)
+    grown = tracemalloc.get_traced_memory()[0] - traced
+    tracemalloc.stop()
+    assert grown < 2_000  # bytes: less than one per 500 steps
+    assert resident() - before < 1 << 20
