@@ -22,5 +22,11 @@ extensions = [Extension("modprop_fast.core", ["src/core.pyx"], extra_compile_arg
     for isa, flags in ISA_FLAGS.items()
 ]
 
-# The kernels index plain pointers, so the only check to turn off is Python's division by zero.
-setup(ext_modules=cythonize(extensions, include_path=["src"], compiler_directives={"language_level": 3, "cdivision": True}))
+DIRECTIVES = {
+    "language_level": 3,
+    "cdivision": True,  # the kernels index plain pointers: Python's division is the only check there is to turn off
+    "auto_pickle": False,  # an engine is addresses
+    "autotestdict": False,
+}
+
+setup(ext_modules=cythonize(extensions, include_path=["src"], compiler_directives=DIRECTIVES))

@@ -1,9 +1,29 @@
 """ModProp, a causal low-complexity alternative to back-propagation through time, in hand-written Cython kernels."""
 
+try:
+    from . import core
+except ImportError as error:
+    raise ImportError(
+        f"modprop_fast: the compiled engine is missing ({error}); in a clone, `pip install -e .` builds it"
+    ) from error
+
 from .learner import Evaluation, Learner
 from .network import Network
 from .optimizers import SGD, Adam, StepDecay
 from .rules import BPTT, EProp, ModProp, Rule
 
 __version__ = "0.1.0"
-__all__ = ["BPTT", "SGD", "Adam", "EProp", "Evaluation", "Learner", "ModProp", "Network", "Rule", "StepDecay", "__version__"]
+__all__ = [
+    "BPTT",
+    "SGD",
+    "Adam",
+    "EProp",
+    "Evaluation",
+    "Learner",
+    "ModProp",
+    "Network",
+    "Rule",
+    "StepDecay",
+    "__version__",
+    "core",
+]

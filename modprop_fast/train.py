@@ -19,7 +19,6 @@ import os
 import signal
 import sys
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks
-from .files import write_npz, write_whole
+from .files import read_npz, write_npz, write_whole
 from .learner import Learner
 from .network import Network
 from .optimizers import Adam, StepDecay
@@ -366,11 +365,10 @@ def train(
 def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint; ValueError if it is missing, cut short or something else."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a bad file open
-            state = dict(arrays)
+        state = read_npz(path)
     except FileNotFoundError as error:
         raise ValueError(f"resume: expected a checkpoint, got none at {path}") from error
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         raise ValueError(f"resume: expected a whole checkpoint, got {path} cut short or damaged") from error
     if not state.keys() >= {"config", "generators", "iteration", "seconds", "rows"}:
         raise ValueError(f"resume: expected a checkpoint, got another kind of file at {path}")

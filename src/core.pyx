@@ -371,7 +371,7 @@ cdef class Engine:
     def gradient(self, xs, target, label, mask, double scale, bint offline):
         """Add the gradient of one trial, from rest, to the accumulated one; returns its loss, both times `scale`.
 
-        Online: the stream of steps itself.  Offline: the adjoint form, O(T (N + Q)) memory, one matrix product.
+        Online: the stream of steps itself.  Offline: the adjoint form, O(T (N + Q)) memory.
         """
         self.reset()
         self.m.scale = scale
@@ -404,7 +404,6 @@ cdef class Engine:
                 self.kernels.adjoint(&self.m, &rec, kind, cells, mu_data, trial.n_steps)
         self.busy = False
         self._check(status, &trial)
-        self.arrays["grad"] += rows.T @ (pre if kind == ADJOINT_MEAN or kind == ADJOINT_BPTT else eps)
         return self.m.loss_sum
 
     cdef Trials _trials(self, xs, target, label, mask):

@@ -669,8 +669,8 @@ cdef Status record_trial(Model *m, Trials *trial, Record *rec, const real *x) no
     return OK
 
 
-cdef void adjoint_rows(Model *m, Record *rec, Adjoint kind, bint cells, const real *mu, Py_ssize_t n_steps) noexcept nogil:
-    """Backwards in time; rows_t such that dW = sum_t rows_t eps_t^T (`exact`, none) or rows_t s_t^T (`mean`, BPTT).
+cdef void adjoint(Model *m, Record *rec, Adjoint kind, bint cells, const real *mu, Py_ssize_t n_steps) noexcept nogil:
+    """Backwards in time; grad += sum_t rows_t eps_t^T (`exact`, none) or sum_t rows_t s_t^T (`mean`, BPTT).
 
     back = (1-k) Wb^T lam_{t+1}: two skinny products for U V, one pass over W for `cells` and BPTT.
     none   lam = h L                                         rows = lam
@@ -688,6 +688,7 @@ cdef void adjoint_rows(Model *m, Record *rec, Adjoint kind, bint cells, const re
     cdef real *rows
     cdef real keep = <real>m.leak, take = <real>(1 - m.leak), held
     cdef Py_ssize_t i, p, a, n = m.n_rec
+    cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT
     memset(lam, 0, n * sizeof(real))
     memset(back, 0, n * sizeof(real))
     for i in range(n_steps):
@@ -719,6 +720,42 @@ cdef void adjoint_rows(Model *m, Record *rec, Adjoint kind, bint cells, const re
                 lam[p] += mu[p] * back[p]
             if kind != ADJOINT_EXACT:
                 rows[p] = take * lam[p]
+    add_products(<real *>m.grad, <real *>rec.rows, <real *>(rec.pre if onto_sources else rec.eps), n_steps, n, m.stride)
+
+
+cdef void add_products(real *grad, const real *rows, const real *sources, Py_ssize_t n_steps, Py_ssize_t n,
+                       Py_ssize_t stride) noexcept nogil:
+    """grad[p, q] += sum_t rows[t, p] sources[t, q]; four steps for each pass over grad.  (N, Q), (T, N), (T, Q)."""
+    cdef const real *r0
+    cdef const real *r1
+    cdef const real *r2
+    cdef const real *r3
+    cdef const real *s0
+    cdef const real *s1
+    cdef const real *s2
+    cdef const real *s3
+    cdef real *out
+    cdef real g[LANES]
+    cdef Py_ssize_t t = 0, p, q, j
+    while t + 4 <= n_steps:
+        r0, r1, r2, r3 = rows + t * n, rows + (t + 1) * n, rows + (t + 2) * n, rows + (t + 3) * n
+        s0, s1, s2, s3 = (sources + t * stride, sources + (t + 1) * stride, sources + (t + 2) * stride,
+                          sources + (t + 3) * stride)
+        for p in range(n):
+            if r0[p] == 0 and r1[p] == 0 and r2[p] == 0 and r3[p] == 0:  # a unit at rest
+                continue
+            out = grad + p * stride
+            q = 0
+            while q < stride:
+                for j in range(LANES):
+                    g[j] = out[q + j] + (r0[p] * s0[q + j] + r1[p] * s1[q + j] + (r2[p] * s2[q + j] + r3[p] * s3[q + j]))
+                for j in range(LANES):
+                    out[q + j] = g[j]
+                q += LANES
+        t += 4
+    for t in range(t, n_steps):
+        for p in range(n):
+            axpy(grad + p * stride, rows[t * n + p], sources + t * stride, stride)
 
 
 # ---------------------------------------------------------------- float32 and float64 names
@@ -742,10 +779,10 @@ cdef int record_f64(Model *m, Trials *trial, Record *rec) noexcept nogil:
     return record_trial(m, trial, rec, <const double *>trial.x)
 
 cdef void adjoint_f32(Model *m, Record *rec, Adjoint kind, bint cells, const void *mu, Py_ssize_t n_steps) noexcept nogil:
-    adjoint_rows(m, rec, kind, cells, <const float *>mu, n_steps)
+    adjoint(m, rec, kind, cells, <const float *>mu, n_steps)
 
 cdef void adjoint_f64(Model *m, Record *rec, Adjoint kind, bint cells, const void *mu, Py_ssize_t n_steps) noexcept nogil:
-    adjoint_rows(m, rec, kind, cells, <const double *>mu, n_steps)
+    adjoint(m, rec, kind, cells, <const double *>mu, n_steps)
 
 cdef void reset_f32(Model *m) noexcept nogil:
     rest(m, <float *>m.v)

@@ -1,0 +1,169 @@
+"""What a user gets: the sdist built from the tree, the wheel built from that sdist, each installed where the tree is not.
+
+One compilation serves both: `pip wheel` leaves the wheel in a private cache, where `pip install` of the same sdist finds it,
+as long as it is asked for by name and address (were it not found, it would be compiled again).
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[1]
+EXTENSIONS = {"core", "_kernels_baseline"}
+if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
+    EXTENSIONS.add("_kernels_v3")
+
+SMOKE = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import modprop_fast as mf
+from modprop_fast import core
+
+assert Path(mf.__file__).is_relative_to(sys.prefix), mf.__file__
+assert Path(core.__file__).is_relative_to(sys.prefix), core.__file__
+
+rng = np.random.default_rng(0)
+net = mf.Network(1, 40, 1, types={"E": 0.8, "I": 0.2}, activation="tanh", tau=1.0, rng=rng)
+learner = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(0.02))
+x = rng.normal(size=(600, 1)).astype("float32")
+losses = []
+for t in range(1, 600):
+    learner.step(x[t], target=x[t - 1])  # recall what came one step before
+    losses.append(learner.loss)
+first, last = np.mean(losses[:100]), np.mean(losses[-100:])
+assert 0 < last < first / 3, (first, last)
+"""
+
+TYPED = """
+from typing_extensions import assert_type
+
+from modprop_fast import StepDecay, core
+
+assert_type(StepDecay(0.5, 2)(3), float)
+assert_type(core.available_isas(), tuple[str, ...])
+core.isa().no_such_attribute
+"""
+
+
+def run(*command, cwd, cache=None):
+    """Standard output of a command that must succeed, away from the tree and from what the environment says of Python."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MYPY"))}
+    if cache is not None:
+        env["PIP_CACHE_DIR"] = str(cache)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """An empty folder, if pip can fetch at all; `pip` itself is what every index has."""
+    folder = tmp_path_factory.mktemp("packaging")
+    run(sys.executable, "-m", "pip", "--version", cwd=folder)  # a missing pip is no reason to skip
+    options = ["-q", "--no-cache-dir", "--no-deps", "--retries", "1", "--timeout", "20", "-d", str(folder / "probe")]
+    command = [sys.executable, "-m", "pip", "download", *options, "pip"]
+    probe = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"pip cannot reach a package index: {(probe.stderr.strip() or 'no message').splitlines()[-1]}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdist(place):
+    """Built from a copy of the tree, in which there is certainly something that must stay out.
+
+    The list of files in an egg-info left by an earlier build would put into the sdist what the metadata forgot.
+    """
+    copy = place / "tree"
+    shutil.copytree(TREE, copy, ignore=shutil.ignore_patterns(".*", "venv", "build", "dist", "runs", "*.egg-info"))
+    for litter in ("src/litter.c", "modprop_fast/litter.so", "bench/litter.so", "tests/litter.pyc"):
+        (copy / litter).write_text("must not be shipped")
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", place / "dist", copy, cwd=place)
+    (path,) = (place / "dist").glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(place, sdist):
+    pip = [sys.executable, "-m", "pip"]
+    run(*pip, "wheel", "-q", "--no-deps", "-w", place / "dist", sdist, cwd=place, cache=place / "cache")
+    (path,) = (place / "dist").glob("*.whl")
+    return path
+
+
+def tree(*patterns):
+    """Files of the tree as an archive names them."""
+    return {path.relative_to(TREE).as_posix() for pattern in patterns for path in TREE.glob(pattern)}
+
+
+def install(place, name, *what):
+    """The interpreter of a fresh virtual environment that holds `what` and what it requires, no more."""
+    run(sys.executable, "-m", "venv", place / name, cwd=place)
+    python = place / name / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    run(python, "-m", "pip", "install", "-q", *what, cwd=place, cache=place / "cache")
+    return python
+
+
+@pytest.fixture(scope="module")
+def wheel_python(place, wheel):
+    return install(place, "from-wheel", wheel)
+
+
+def test_sdist_holds_the_sources_and_nothing_that_was_generated(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    sources = tree("src/*.pyx", "src/*.pxd")
+    assert {"src/core.pyx", "src/kernels.pyx", "src/model.pxd"} <= sources
+    assert sources | tree("modprop_fast/**/*.py", "modprop_fast/*.pyi", "tests/*.py", "tests/data/*") <= names
+    assert {"modprop_fast/py.typed", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= names
+    assert {"bench/plain.c", "bench/bench_step.py"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyd", ".pyc"))]
+    assert not [name for name in names if name.startswith("src/") and name.endswith(".c")]
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"modprop_fast"}
+    built = {name.split("/")[1].split(".")[0] for name in names if name.endswith((".so", ".pyd"))}
+    assert built == EXTENSIONS
+    written = tree("modprop_fast/**/*.py")
+    assert {"modprop_fast/__init__.py", "modprop_fast/tasks/delayed_xor.py"} <= written
+    assert written | {"modprop_fast/py.typed", "modprop_fast/core.pyi"} <= names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.endswith((".pyx", ".c"))]
+
+
+def test_wheel_learns_outside_the_tree(wheel_python, tmp_path):
+    run(wheel_python, "-I", "-W", "error", "-c", SMOKE, cwd=tmp_path)
+    # The command line itself needs neither matplotlib nor tqdm, which are not there.
+    assert "instruction set" in run(wheel_python.parent / "modprop-fast", "info", cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sdist_learns_outside_the_tree(place, sdist, wheel, tmp_path):
+    python = install(place, "from-sdist", f"modprop_fast @ {sdist.as_uri()}")
+    run(python, "-I", "-W", "error", "-c", SMOKE, cwd=tmp_path)
+
+
+def test_types_agree_with_the_compiled_module(wheel_python, place, tmp_path):
+    run(wheel_python, "-m", "pip", "install", "-q", "mypy", cwd=place, cache=place / "cache")
+    found = run(wheel_python, "-I", "-m", "mypy.stubtest", "modprop_fast.core", cwd=tmp_path)
+    assert "no issues found in 1 module" in found
+
+    (tmp_path / "typed.py").write_text(TYPED)
+    checked = subprocess.run(
+        [wheel_python, "-I", "-m", "mypy", "--strict", "typed.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    # The one error is the one put there: py.typed is found, and the names have their types.
+    assert '"str" has no attribute "no_such_attribute"' in checked.stdout, checked.stdout + checked.stderr
+    assert "Found 1 error" in checked.stdout, checked.stdout
