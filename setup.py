@@ -2,21 +2,24 @@
 
 import platform
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 # -ffp-contract=off: every instruction set computes the same bits (see src/kernels.pyx).
-FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-fno-math-errno"]
+SOURCES = ["src/model.pxd", "src/kernels.pyx", *map(str, Path("src").glob("*.pxi"))]
+FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-tree-slp-vectorize"]
 ISA_FLAGS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
     ISA_FLAGS["v3"] = ["-march=x86-64-v3"]
+    ISA_FLAGS["v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 
 extensions = [Extension("modprop_fast.core", ["src/core.pyx"], extra_compile_args=FLAGS)] + [
     Extension(
         f"modprop_fast._kernels_{isa}",
         [f"src/kernels_{isa}.pyx"],
-        depends=["src/kernels.pyx", "src/model.pxd"],
+        depends=SOURCES,
         extra_compile_args=FLAGS + flags,
     )
     for isa, flags in ISA_FLAGS.items()

@@ -10,11 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from . import checks
-from .core import Engine
+from .core import MAX_WINDOW, Engine
 from .losses import LOSSES, check_targets
 from .network import Network
 from .optimizers import SGD
 from .rules import ModProp, Plan, Rule
+
+
+_GROUPS = 8  # of a batch's trials: what threads share out; fixed, so that sums do not depend on their number
 
 
 class Evaluation(NamedTuple):
@@ -114,7 +117,7 @@ class Learner:
         """
         return self._engine.step(x, target, signal, learn)
 
-    def run(self, xs, targets=None, mask=None, *, learn=True) -> np.ndarray:
+    def run(self, xs, targets=None, mask=None, *, learn=True, chunk=1) -> np.ndarray:
         """`step` over a stream, the same loop in C and the same numbers.
 
         Parameters
@@ -125,6 +128,10 @@ class Learner:
             The steps that have an error; default all, or the last for a single class.
         learn : bool
             As for `step`.
+        chunk : int or "auto"
+            With ``update="step"``: weights stand still for so many steps, then follow their gradient at once.  The
+            traces and the gradient are then products of matrices, which pays in large networks.  1 updates
+            at every step.  "auto" chooses by the size of the network.  Without updates it changes no number.
 
         Returns
         -------
@@ -139,6 +146,7 @@ class Learner:
         """
         network = self.network
         self._engine.must_stream("run")
+        chunk = _chunk(chunk, network.n_rec)
         xs = checks.array("xs", xs, (None, network.n_in), network.dtype)
         if targets is None and mask is not None:
             raise ValueError("mask: expected targets with it, got none")
@@ -147,7 +155,7 @@ class Learner:
             targets = np.asarray(targets)[None]
             trial = check_targets(self.loss_name, targets, mask, 1, len(xs), network.n_out, network.dtype).trial(0)
         ys = np.empty((len(xs), network.n_out), network.dtype)
-        self._engine.run(xs, *trial, learn, ys)
+        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0)
         return ys
 
     def reset(self):
@@ -165,6 +173,7 @@ class Learner:
         """The gradient that `apply` would use, by weight; a copy.  Sum over steps, with ``update="apply"``."""
         if self.update == "step":
             raise RuntimeError("accumulated: expected update='apply', got 'step', where no gradient adds up")
+        self._engine.settle()
         return self._split(self._engine.arrays)
 
     def apply(self):
@@ -180,7 +189,7 @@ class Learner:
 
     # ------------------------------------------------------------ trials
 
-    def fit_trials(self, inputs, targets, mask=None) -> float:
+    def fit_trials(self, inputs, targets, mask=None, *, chunk="auto") -> float:
         """One update from B trials, each from rest, with the weights frozen until all are done.
 
         Memory does not depend on B or T (with a rule that cannot stream: O(T N) per thread).
@@ -188,6 +197,8 @@ class Learner:
         Parameters
         ----------
         inputs, targets, mask : as for `gradient`
+        chunk : int or "auto"
+            Steps that traces and gradient are advanced by at once, at most 32: a matter of speed alone.
 
         Returns
         -------
@@ -198,11 +209,11 @@ class Learner:
         FloatingPointError
             If a readout or the gradient is not finite; the weights have not changed.
         """
-        loss, grads = self._batch_gradient(inputs, targets, mask, offline=bool(self._plan.offline_because))
+        loss, grads = self._batch_gradient(inputs, targets, mask, offline=bool(self._plan.offline_because), chunk=chunk)
         self._descend(grads)
         return loss
 
-    def gradient(self, inputs, targets, mask=None, mode="online") -> dict[str, np.ndarray]:
+    def gradient(self, inputs, targets, mask=None, mode="online", *, chunk="auto") -> dict[str, np.ndarray]:
         """Gradient of the batch-mean loss as the rule sees it; nothing is updated.
 
         Parameters
@@ -213,6 +224,8 @@ class Learner:
             The steps that have an error; default all, or the last where there is one class per trial.
         mode : {"online", "offline"}
             Forwards with traces, or backwards over the recorded trial (O(T N) memory): the same numbers.
+        chunk : int or "auto"
+            As for `fit_trials`, with mode "online".
 
         Returns
         -------
@@ -221,7 +234,7 @@ class Learner:
         checks.choice("mode", mode, ("online", "offline"))
         if mode == "online":
             self._engine.must_stream("gradient")
-        return self._batch_gradient(inputs, targets, mask, offline=mode == "offline")[1]
+        return self._batch_gradient(inputs, targets, mask, offline=mode == "offline", chunk=chunk)[1]
 
     def evaluate(self, inputs, targets, mask=None) -> Evaluation:
         """Loss, accuracy over the masked steps, and outputs on B trials; nothing is learned.
@@ -252,32 +265,35 @@ class Learner:
         targets = check_targets(self.loss_name, targets, mask, *inputs.shape[:2], network.n_out, network.dtype)
         return inputs, targets, targets.weights(*inputs.shape[:2])
 
-    def _batch_gradient(self, inputs, targets, mask, offline):
+    def _batch_gradient(self, inputs, targets, mask, offline, chunk):
         inputs, targets, weights = self._check_trials(inputs, targets, mask)
+        window = min(_chunk(chunk, self.network.n_rec, frozen=True), MAX_WINDOW)
         self._follow_weights()
-        while len(self._workers) < min(self.threads, len(inputs)):
+        groups = np.array_split(np.arange(len(inputs)), min(len(inputs), _GROUPS))
+        while len(self._workers) < min(self.threads, len(groups)):
             self._workers.append(Engine(self.network, self._plan, self.loss_name, self._feedback))
-        workers = self._workers[: len(inputs)]
+        workers = self._workers[: len(groups)]
         for worker in workers:
+            worker.window = window
             worker.means = self._engine.means
 
         def one(engine, i):
             engine.clear()
-            return engine.gradient(inputs[i], *targets.trial(i), weights[i], offline)
+            return sum(engine.gradient(inputs[j], *targets.trial(j), weights[j], offline) for j in groups[i])
 
         loss, total = 0.0, {name: np.zeros_like(workers[0].arrays[name]) for name in Engine.GRADIENT}
-        for engine, value in self._over_trials(workers, len(inputs), one):  # added in the order of the trials
+        for engine, value in self._over_trials(workers, len(groups), one):  # added in the order of the trials
             loss += value
             for name, part in total.items():
                 part += engine.arrays[name]
         return loss, self._split(total)
 
-    def _over_trials(self, engines, n_trials, one):
-        """(engine, one(engine, i)) for every trial i, in order; as many at a time as there are engines."""
+    def _over_trials(self, engines, n, one):
+        """(engine, one(engine, i)) for i in range(n), in order; as many at a time as there are engines."""
         if len(engines) > 1 and self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="modprop_fast")
-        for first in range(0, n_trials, len(engines)):
-            wave = range(first, min(first + len(engines), n_trials))
+        for first in range(0, n, len(engines)):
+            wave = range(first, min(first + len(engines), n))
             if len(engines) == 1:
                 yield engines[0], one(engines[0], first)
                 continue
@@ -376,6 +392,14 @@ class Learner:
 def _available() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chunk(chunk, n_rec, frozen=False) -> int:
+    """Steps per chunk.  While the weights stand still any number gives the same result, and 16 is the quickest."""
+    if isinstance(chunk, str):
+        checks.choice("chunk", chunk, ("auto",))
+        return 16 if frozen or n_rec >= 256 else 1
+    return checks.integer("chunk", chunk, least=1)
 
 
 def _feedback(feedback, network, rng):

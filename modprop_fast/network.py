@@ -89,9 +89,16 @@ class Network:
         }
         if bias:
             shapes["b_rec"] = (self.n_rec,)
-        self.weights = aligned(shapes, self.dtype)
+        self._stamp = np.zeros(1, np.int64)
+        self._weights = aligned(shapes, self.dtype)
         if init != "zeros":
             self._draw(init, gain, checks.generator("rng", rng))
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The arrays by name; whoever asks may write into them, which the stamp tells the engines."""
+        self._stamp[0] += 1
+        return self._weights
 
     @property
     def n_types(self) -> int:

@@ -8,7 +8,18 @@ import numpy as np
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
 
+from cpython.ref cimport PyObject
+
 from model cimport *
+
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *)
+
+cdef enum:
+    WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
+    WINDOW = 16
+
+MAX_WINDOW = SLOTS - 1
 
 cdef extern from *:
     """
@@ -21,16 +32,19 @@ cdef extern from *:
     #endif
     #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
     /* __builtin_cpu_supports asks the processor and whether the system saves the wide registers. */
-    static int mpf_cpu_is_v3(void) {
+    static int mpf_cpu_level(void) {
         __builtin_cpu_init();
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))) return 1;
+        if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) return 3;
+        return 4;
     }
     #else
-    static int mpf_cpu_is_v3(void) { return 0; }
+    static int mpf_cpu_level(void) { return 1; }
     #endif
     """
     const char *MPF_COMPILER
-    int mpf_cpu_is_v3()
+    int mpf_cpu_level()
 
 
 # ---------------------------------------------------------------- instruction sets
@@ -43,10 +57,10 @@ def compiler() -> str:
 def available_isas() -> tuple[str, ...]:
     """Instruction sets that were built and that this processor runs, the widest last."""
     found = ["baseline"]
-    if mpf_cpu_is_v3():
+    for level in range(3, mpf_cpu_level() + 1):
         try:
-            import_module("modprop_fast._kernels_v3")
-            found.append("v3")
+            import_module(f"modprop_fast._kernels_v{level}")
+            found.append(f"v{level}")
         except ImportError:
             pass  # not built for this platform
     return tuple(found)
@@ -132,6 +146,11 @@ cdef class Engine:
     cdef object network, plan, feedback, copy_y
     cdef readonly dict arrays  # state, scratch and gradient by name
     cdef dict constants  # of other dtypes
+    cdef long long *stamp  # of the network: changes whenever somebody may write into its weights
+    cdef long long seen
+    cdef PyObject *w_rec
+    cdef PyObject *block
+    cdef Py_ssize_t n_weights
     cdef char format
     cdef bint busy, streams
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
@@ -151,6 +170,8 @@ cdef class Engine:
         m.n_in, m.n_rec, m.n_out = network.n_in, network.n_rec, network.n_out
         m.rank = plan.rank
         m.n_class = plan.rank
+        m.n_drive = plan.rank if plan.types is not None or not plan.rank else m.n_rec
+        m.window = WINDOW_ONLINE if online else WINDOW
         sources = m.n_rec + m.n_in + ("b_rec" in network.weights)
         m.stride = -(-sources // LANES) * LANES
         m.activation = {"relu": RELU, "softplus": SOFTPLUS, "tanh": TANH, "sigmoid": SIGMOID, "identity": IDENTITY}[
@@ -160,8 +181,10 @@ cdef class Engine:
         m.trace = {"none": TRACE_NONE, "exact": TRACE_EXACT, "mean": TRACE_MEAN}[plan.trace]
         m.online, m.autapses = online, network.autapses
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
+        m.follows = online and plan.types is not None and plan.refresh_every > 0
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
         self._bind_weights()
+        self._lay_out()
         self._allocate()
         self._set_modulation()
         self.reset()
@@ -172,62 +195,97 @@ cdef class Engine:
         m.w_rec, m.w_in = address(weights["w_rec"]), address(weights["w_in"])
         m.w_out, m.b_out = address(weights["w_out"]), address(weights["b_out"])
         m.b_rec = address(weights.get("b_rec"))
+        m.sign = address(self.network.sign)
         m.mask = <unsigned char *>address(self.network.mask)
         m.feedback = address(self.feedback)
+        self.stamp = <long long *>address(self.network._stamp)
+        self.w_rec, self.block = <PyObject *>weights["w_rec"], <PyObject *>weights["w_rec"].base
+        self.n_weights = len(weights)
+
+    cdef _lay_out(self):
+        """Units in blocks of one type, and arrays of other dtypes."""
+        cdef Model *m = &self.m
+        N, r, C, D, S = m.n_rec, m.rank, m.n_class, m.n_drive, SLOTS
+        types = np.zeros(N, np.intc) if self.plan.types is None else self.plan.types.astype(np.intc)
+        units = [np.flatnonzero(types == a) for a in range(types.max() + 1)]
+        full = [np.append(u, np.full((ROWS - len(u) % ROWS) % ROWS, -1)).reshape(-1, ROWS) for u in units]
+        c = self.constants = {
+            "unit": np.concatenate(full).astype(np.intc),
+            "block_type": np.repeat(np.arange(len(full)), list(map(len, full))).astype(np.intc),
+            "type": types,
+            "drive_class": types if self.plan.types is not None or not r else np.arange(N, dtype=np.intc),
+            "since": np.zeros(S, np.intp),
+            "erred": np.zeros(S, np.uint8),
+            "terms": np.zeros(S + C + 1, np.uintp),
+        } | aligned({"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r)}, np.float64)
+        m.n_blocks = len(c["unit"])
+        m.unit, m.block_type = <int *>address(c["unit"]), <int *>address(c["block_type"])
+        m.type = <int *>address(c["type"]) if self.plan.types is not None else NULL
+        m.drive_class, m.since = <int *>address(c["drive_class"]), <Py_ssize_t *>address(c["since"])
+        m.erred, m.terms = <unsigned char *>address(c["erred"]), <void **>address(c["terms"])
+        m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
+        m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
 
     cdef _allocate(self):
         """Every array that a step touches, in one block of memory."""
         cdef Model *m = &self.m
-        N, Q, r, C, n_out = m.n_rec, m.stride, m.rank, m.n_class, m.n_out
-        rows = {TRACE_NONE: 0, TRACE_EXACT: N, TRACE_MEAN: C}[m.trace]
+        N, Q, r, C, D, S, n_out = m.n_rec, m.stride, m.rank, m.n_class, m.n_drive, SLOTS, m.n_out
+        exact, mean = m.trace == TRACE_EXACT, m.trace == TRACE_MEAN
+        own = mean and not m.self_modulation
+        blocks = len(self.constants["unit"]) if exact else (C + ROWS - 1) // ROWS * mean
+        past = S * (exact and m.follows)
         kept = 0 if m.online else N
         a = self.arrays = aligned(
             {
-                "pre": (Q,), "v": (N,), "h": (N,), "h_before": (N,), "eps": (Q,), "eps_before": (Q,),
-                "traces": (rows, r, Q), "self_traces": (0 if m.self_modulation else C, Q),
-                "current": (N,), "input": (max(N, r),), "y": (n_out,), "error": (n_out,), "signal": (N,),
-                "local": (N,), "modulator": (r,), "row": (Q,), "masked": (Q,), "zeros": (Q,), "spare": (Q,),
-                 "class_rows": (C, Q), "class_eps": (0 if m.self_modulation else C, Q), "old": (r, LANES),
-                "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
-                "column_sums": (r, Q), "u": (N, r), "K": (r, r), "drive": (N, r), "class_drive": (C, r),
+                "pre": (Q,), "v": (N,), "h": (S, N), "eps": (S, Q), "local": (S, N), "modulator": (S, r),
+                "traces": (blocks, Q // LANES, r, ROWS, LANES), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
+                "past_K": (past, r, r), "past_drive": (past, D, r),
+                "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
+                "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
+                "power_K": (S, r, r), "power_drive": (S * exact, D, r), "back": (2, S, r), "back_drive": (S * exact, D),
+                "coef": (S + C + 1, max(r, 1), ROWS), "old": (max(r, 1), ROWS, LANES), "tail": (ROWS, Q),
+                "dummy": (Q,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
+                "column_sums": (r, N), "u": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (N, C), "self_drive": (2, C),
             },
             self.network.dtype,
         )  # fmt: skip
         self.y, self.copy_y = a["y"], a["y"].copy
-        m.pre, m.v, m.h, m.h_before = address(a["pre"]), address(a["v"]), address(a["h"]), address(a["h_before"])
-        m.eps, m.eps_before = address(a["eps"]), address(a["eps_before"])
-        m.traces, m.self_traces = address(a["traces"]), address(a["self_traces"])
+        m.pre, m.v, m.h, m.eps = address(a["pre"]), address(a["v"]), address(a["h"]), address(a["eps"])
+        m.local, m.modulator = address(a["local"]), address(a["modulator"])
+        m.traces, m.self_traces, m.class_eps = address(a["traces"]), address(a["self_traces"]), address(a["class_eps"])
+        m.past_K, m.past_drive = address(a["past_K"]), address(a["past_drive"])
         m.current, m.input, m.y, m.error = address(a["current"]), address(a["input"]), address(a["y"]), address(a["error"])
-        m.signal, m.local, m.modulator = address(a["signal"]), address(a["local"]), address(a["modulator"])
-        m.row, m.masked, m.zeros, m.spare = address(a["row"]), address(a["masked"]), address(a["zeros"]), address(a["spare"])
-        m.sign, m.old = address(a["zeros"] if self.network.sign is None else self.network.sign), address(a["old"])
-        m.class_rows, m.class_eps = address(a["class_rows"]), address(a["class_eps"])
-        m.grad, m.grad_w_out, m.grad_b_out = address(a["grad"]), address(a["grad_w_out"]), address(a["grad_b_out"])
+        m.signal, m.class_rows, m.class_sums = address(a["signal"]), address(a["class_rows"]), address(a["class_sums"])
+        m.power_K, m.power_drive = address(a["power_K"]), address(a["power_drive"])
+        m.back, m.back_drive = address(a["back"]), address(a["back_drive"])
+        m.coef, m.old, m.tail, m.dummy = address(a["coef"]), address(a["old"]), address(a["tail"]), address(a["dummy"])
         m.column_sums, m.u, m.K, m.drive = address(a["column_sums"]), address(a["u"]), address(a["K"]), address(a["drive"])
         m.class_drive, m.readout, m.self_drive = address(a["class_drive"]), address(a["readout"]), address(a["self_drive"])
+        self._bind_gradient()
+
+    cdef _bind_gradient(self):
+        cdef Model *m = &self.m
+        a = self.arrays
+        m.grad, m.grad_w_out, m.grad_b_out = address(a["grad"]), address(a["grad_w_out"]), address(a["grad_b_out"])
 
     cdef _set_modulation(self):
         """Types: the constants of the mean matrix.  Low rank: the filter itself, which does not follow W."""
         cdef Model *m = &self.m
-        plan, a = self.plan, self.arrays
-        r, C = m.rank, m.n_class
-        c = self.constants = aligned({"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r)}, np.float64)
-        m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
-        m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
+        plan, a, c = self.plan, self.arrays, self.constants
         if plan.types is not None:
-            c["type"] = np.ascontiguousarray(plan.types, np.intc)
-            m.type = <int *>address(c["type"])
-            c["size"][:] = np.bincount(plan.types, minlength=r)
+            c["size"][:] = np.bincount(plan.types, minlength=m.rank)
             c["mu"][:] = plan.mu
+            a["u"][plan.types, np.arange(m.n_rec)] = 1
             self.kernels.refresh(m)
-        elif r:
+        elif m.rank:
             k, V, mu = m.leak, plan.v, np.broadcast_to(plan.mu, m.n_rec)
-            a["u"][:] = plan.u
-            a["K"][:] = k * np.eye(r) + (1 - k) * (V * mu) @ plan.u
+            a["u"][:] = plan.u.T
+            a["K"][:] = k * np.eye(m.rank) + (1 - k) * (V * mu) @ plan.u
             a["drive"][:] = (1 - k) * V.T
-            a["class_drive"][:] = (1 - k) * np.eye(C)
+            a["class_drive"][:] = (1 - k) * np.eye(m.n_class)
             a["readout"][:] = (V * mu).T
+            self.kernels.derive(m)
 
     # ------------------------------------------------------------ modulation
 
@@ -267,8 +325,13 @@ cdef class Engine:
         """State and traces at the start of a trial."""
         self.kernels.reset(&self.m)
 
+    def settle(self):
+        """Complete the accumulated gradient, which lags behind by up to `window` steps."""
+        self.kernels.settle(&self.m)
+
     def clear(self):
         """Accumulated gradient to zero."""
+        self.kernels.settle(&self.m)
         for name in self.GRADIENT:
             self.arrays[name][...] = 0
 
@@ -327,8 +390,10 @@ cdef class Engine:
             aim = t_view.buf
         self.busy = True
         self.m.loss_sum = 0
+        self._notice_writes()
         with nogil:
             status = self.kernels.step(&self.m, x_view.buf, aim, label, source, learn)
+        self._tell_writes()
         self.busy = False
         PyBuffer_Release(&x_view)
         if aim != NULL:
@@ -351,22 +416,75 @@ cdef class Engine:
         except TypeError:
             raise TypeError(f"target: expected a class, an integer in 0..{self.m.n_out - 1}, got {describe(target)}") from None
 
-    def run(self, xs, target, label, mask, bint learn, ys=None):
+    cdef inline void _notice_writes(self):
+        """W z of this step may be at hand from the last one: not if somebody may have written into W since.
+
+        Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
+        the array or a part of it is seen in the reference counts.
+        """
+        if self.m.ahead and (self.stamp[0] != self.seen or Py_REFCNT(self.w_rec) > 1
+                             or Py_REFCNT(self.block) > self.n_weights):
+            self.m.ahead = False
+
+    def forget_ahead(self):
+        """Somebody has written into W by an address that the reference counts do not show."""
+        self.m.ahead = False
+
+    cdef inline void _tell_writes(self):
+        self.stamp[0] += 1
+        self.seen = self.stamp[0]
+
+    def run(self, xs, target, label, mask, bint learn, ys=None, Py_ssize_t chunk=0):
         """`step` over checked arrays: xs (T, n_in), target (T, n_out) or label (T,), mask (T,); None where absent.
 
+        chunk > 0, for an engine that is online: weights frozen for so many steps, then one update.
         Returns the sum of the losses, each times `scale`.
         """
         cdef Trials trial = self._trials(xs, target, label, mask)
+        cdef bint chunked = chunk > 0 and self.m.online
         cdef int status
-        trial.learn, trial.y = learn, address(ys)
+        trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
+        self._notice_writes()
+        if chunked:
+            self._accumulate(True, min(chunk, SLOTS - 1))
         with nogil:
             status = self.kernels.run(&self.m, &trial)
+        if chunked:
+            if status != OK:
+                self.clear()
+            self._accumulate(False, WINDOW_ONLINE)
+        self._tell_writes()
         self.busy = False
         self._check(status, &trial)
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
         return self.m.loss_sum
+
+    cdef _accumulate(self, bint on, Py_ssize_t window):
+        """Between two steps, from descending at once to adding up, or back."""
+        cdef Model *m = &self.m
+        self.kernels.settle(m)
+        m.online, m.follows = not on, not on and m.type != NULL and m.refresh_every > 0
+        if on and not len(self.arrays["grad"]):
+            self.arrays |= aligned({"grad": (m.n_rec, m.stride), "grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)
+            self._bind_gradient()
+        self._set_window(window)
+        self.kernels.derive(m)
+
+    cdef _set_window(self, Py_ssize_t window):
+        self.kernels.settle(&self.m)
+        self.m.window = window
+        self.constants["since"][:] = self.m.t
+
+    @property
+    def window(self) -> int:
+        """Steps that traces may lag behind, 1 to MAX_WINDOW: a matter of speed."""
+        return self.m.window
+
+    @window.setter
+    def window(self, Py_ssize_t window):
+        self._set_window(window)
 
     def gradient(self, xs, target, label, mask, double scale, bint offline):
         """Add the gradient of one trial, from rest, to the accumulated one; returns its loss, both times `scale`.
@@ -376,9 +494,11 @@ cdef class Engine:
         self.reset()
         self.m.scale = scale
         try:
-            if not offline:
-                return self.run(xs, target, label, mask, True)
-            return self._adjoint(xs, target, label, mask)
+            if offline:
+                return self._adjoint(xs, target, label, mask)
+            loss = self.run(xs, target, label, mask, True)
+            self.kernels.settle(&self.m)
+            return loss
         finally:
             self.m.scale = 1.0
 
@@ -411,7 +531,7 @@ cdef class Engine:
         trial.n_steps, trial.steps_done = len(xs), 0
         trial.x, trial.target = address(xs), address(target)
         trial.label, trial.mask = <const long long *>address(label), <const unsigned char *>address(mask)
-        trial.learn, trial.y = True, NULL
+        trial.learn, trial.y, trial.chunk = True, NULL, 0
         return trial
 
     cdef _enter(self, str call):

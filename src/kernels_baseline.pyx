@@ -1,2 +1,2 @@
-# The kernels for every processor of this architecture; the flags are set in setup.py.
+# The kernels for any processor (128-bit vectors); the flags are set in setup.py.
 include "kernels.pyx"

@@ -8,10 +8,18 @@ sizes and addresses from here and own nothing.  Arrays are of the network's dtyp
                        to a multiple of LANES so that no loop over traces has a tail
     r = rank           modulators (cell types, or columns of U)
     C = n_class        drives of the `mean` factor (cell types, or rows of V)
+    D = n_drive        drives of the `exact` factor (cell types, or units)
+    b = window         steps that the traces may lag behind, see traces.pxi
+    S = SLOTS          most that b can be, and one
+
+Units are worked on in blocks of four of one cell type, so that what a block reads of the presynaptic
+side is read once for four; a block that is not full is filled up with a dummy row.
 """
 
 cdef enum:
-    LANES = 16  # one block of a row: 64 bytes of float32, 128 of float64
+    LANES = 16  # rows are padded to this many: 64 bytes of float32, 128 of float64
+    ROWS = 4    # units of a block
+    SLOTS = 33  # of the rings: step t is in slot t mod SLOTS
 
 cdef enum Activation:
     RELU, SOFTPLUS, TANH, SIGMOID, IDENTITY
@@ -32,11 +40,15 @@ cdef enum Status:
     OK, X_NOT_FINITE, TARGET_NOT_FINITE, LABEL_OUT_OF_RANGE, DIVERGED
 
 ctypedef struct Model:
-    Py_ssize_t n_in, n_rec, n_out, stride, rank, n_class
+    Py_ssize_t n_in, n_rec, n_out, stride, rank, n_class, n_drive, n_blocks
+    Py_ssize_t window, t      # steps since rest
     Activation activation
     Loss loss
     Trace trace
-    bint online               # update the weights at every step with an error (SGD)
+    bint online               # update the weights at every step with an error (SGD), else add up a gradient
+    bint follows              # the type means follow the weights within a stream: the filter changes in time
+    bint ahead                # `current` holds W z of the step to come
+    bint summed               # `class_sums` holds something
     bint autapses
     bint unstable             # set by a refresh that left rho(K) >= 1
     Py_ssize_t refresh_every  # updates between refreshes of the type means; 0: never
@@ -56,17 +68,24 @@ ctypedef struct Model:
     void *sign                # (N,) +1, -1 or 0 (free): Dale's law of each presynaptic unit
     unsigned char *mask       # (N, N) 1 where a synapse may exist, or NULL
 
+    # blocks of units
+    int *unit                 # (n_blocks, ROWS) units of each block, -1 where there is none
+    int *block_type           # (n_blocks,) cell type, 0 where there are none
+    Py_ssize_t *since         # (b,) step up to which the blocks i mod b have their traces (and gradient)
+    void *dummy               # (Q,) weights of the missing units
+
     # modulation
     int *type                 # (N,) or NULL: low rank
+    int *drive_class          # (N,) which drive a unit has: its type, or itself
     double *type_size         # (r,) n[b]
     double *type_mu           # (r,) mu per type
     double *means             # (r, r) M[a, b]
     double *power             # (2, r, r) scratch
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
-    void *column_sums         # (r, Q) sum of W[p, :] over the units p of each type
-    void *u                   # (N, r) of the low-rank form
+    void *column_sums         # (r, N) sum of W[p, :] over the units p of each type
+    void *u                   # (r, N) U^T; one-hot membership for types
     void *K                   # (r, r) filter of the traces
-    void *drive               # (N, r) (1-k) V[a, p]
+    void *drive               # (D, r) (1-k) V[a, p]
     void *class_drive         # (C, r) drive of each class of the `mean` factor
     void *readout             # (N, C) mu[p] V[c, p] of the low-rank `mean` factor
     void *self_drive          # (2, C) kept part and drive of the self term l, see `mean_traces`
@@ -74,28 +93,33 @@ ctypedef struct Model:
     # state
     void *pre                 # (Q,) [z | x | 1 | 0 ..]
     void *v                   # (N,)
-    void *h                   # (N,)
-    void *h_before            # (N,) h_{t-1}
-    void *eps                 # (Q,)
-    void *eps_before          # (Q,) eps_{t-1}
-    void *traces              # (N, r, Q) of the `exact` factor, (C, r, Q) of `mean`
+    void *h                   # (S, N) ring
+    void *eps                 # (S, Q) ring
+    void *traces              # of blocks of units (`exact`) or classes (`mean`), see linear.pxi
     void *self_traces         # (C, Q) l, or NULL
+    void *class_eps           # (S, C, Q) ring of eps + l, or NULL
+    void *local               # (S, N) ring of L h
+    void *modulator           # (S, r) ring of m
+    unsigned char *erred      # (S,) whether the step had an error to learn from
+    void *past_K              # (S, r, r) ring of K, and of the drive, where the filter changes in time
+    void *past_drive          # (S, D, r)
 
     # what one step computes on its way
     void *current             # (N,) recurrent input W z_{t-1}
-    void *input               # (max(N, r),) W_in x_t, then the drive of one row of traces
+    void *input               # (N,) W_in x_t
     void *y                   # (n_out,)
     void *error               # (n_out,) dE/dy
     void *signal              # (N,) L = dE/dz
-    void *local               # (N,) L * h
-    void *modulator           # (r,) m
-    void *row                 # (Q,) nonlocal term of one row of the gradient
-    void *masked              # (Q,) one row of the gradient inside the mask
-    void *zeros               # (Q,) always 0
-    void *spare               # (Q,) sums that nobody reads
     void *class_rows          # (C, Q) sum_a m[a] traces[c, a, :]
-    void *class_eps           # (C, Q) eps + l, or NULL
-    void *old                 # (r, LANES) scratch
+    void *class_sums          # (C, Q) their sum over the steps since the gradient was last complete
+    void *power_K             # (S, r, r) K_t .. K_{t-n+1}: what n steps make of a trace
+    void *power_drive         # (S, D, r) drive of n - 1 steps ago, as it stands now
+    void *back                # (2, S, r) and (S, D): modulators carried back in time, see `carry_back`
+    void *back_drive
+    void **terms              # (S + C + 1,) rows that a block reads
+    void *coef                # (the same, max(r, 1), ROWS)
+    void *old                 # (r, ROWS, LANES) scratch
+    void *tail                # (ROWS, Q) scratch
 
     # accumulated gradient
     void *grad                # (N, Q)
@@ -111,6 +135,7 @@ ctypedef struct Trials:
     const long long *label    # (T,), or NULL
     const unsigned char *mask # (T,), or NULL: every step has its error
     bint learn
+    Py_ssize_t chunk          # steps between updates of an engine that is not online; 0: none
     void *y                   # (T, n_out), or NULL
     Py_ssize_t steps_done     # out: where a failed run stopped
 
@@ -131,6 +156,8 @@ ctypedef struct Kernels:
     int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
     void (*adjoint)(Model *m, Record *rec, Adjoint kind, bint cells, const void *mu, Py_ssize_t n_steps) noexcept nogil
     void (*reset)(Model *m) noexcept nogil
+    void (*settle)(Model *m) noexcept nogil
+    void (*descend)(Model *m) noexcept nogil
     void (*refresh)(Model *m) noexcept nogil
     void (*derive)(Model *m) noexcept nogil
     bint (*finite)(const void *values, Py_ssize_t n) noexcept nogil

@@ -18,7 +18,7 @@ import pytest
 TREE = Path(__file__).resolve().parents[1]
 EXTENSIONS = {"core", "_kernels_baseline"}
 if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
-    EXTENSIONS.add("_kernels_v3")
+    EXTENSIONS |= {"_kernels_v3", "_kernels_v4"}
 
 SMOKE = """
 import sys

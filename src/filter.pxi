@@ -1,0 +1,80 @@
+# The modulatory matrix and the filter that follows from it.
+
+
+cdef void means_from_sums(Model *m, const real *sums) noexcept nogil:
+    """M[a, b] = (sum of W over type a x type b) / (n[a] n[b])."""
+    cdef Py_ssize_t a, b, r = m.rank
+    cdef real *total = <real *>m.old
+    for a in range(r):
+        matvec(total, <const real *>m.u, sums + a * m.n_rec, r, m.n_rec)
+        for b in range(r):
+            m.means[a * r + b] = total[b] / (m.type_size[a] * m.type_size[b])
+
+
+cdef void derive_filter(Model *m, real *K) noexcept nogil:
+    """All that follows from M: K = k I + (1-k) M diag(n mu), the drives, and whether the filter decays."""
+    cdef Py_ssize_t a, b, r = m.rank
+    cdef real *drive = <real *>m.drive
+    cdef real *class_drive = <real *>m.class_drive
+    cdef real *kept = <real *>m.self_drive
+    cdef double take = 1 - m.leak, own
+    for a in range(r):
+        for b in range(r):
+            m.power[a * r + b] = take * m.means[a * r + b] * m.type_size[b] * m.type_mu[b]
+            drive[b * r + a] = <real>(take * m.means[a * r + b])
+            class_drive[b * r + a] = <real>(take * m.means[a * r + b] * m.type_mu[b])
+        own = 0 if m.self_modulation else take * m.type_mu[a] * m.means[a * r + a]
+        m.power[a * r + a] += m.leak - own
+        kept[a] = <real>(m.leak - own)
+        kept[r + a] = <real>own
+    for a in range(r * r):
+        K[a] = <real>m.power[a]
+    m.unstable = not decays(m.power, m.power + r * r, r)
+    for a in range(r):
+        if not fabs(<double>kept[a]) < 1:
+            m.unstable = True
+
+
+cdef bint decays(double *power, double *scratch, Py_ssize_t r) noexcept nogil:
+    """Whether rho(K) < 1: squares K until its row sums fall below 1 or it has plainly not decayed."""
+    cdef Py_ssize_t a, b, c, squaring
+    cdef double norm, row
+    for squaring in range(40):
+        norm = 0
+        for a in range(r):
+            row = 0
+            for b in range(r):
+                row += fabs(power[a * r + b])
+            norm = row if not row <= norm else norm
+        if norm < 1:
+            return True
+        if not norm < 1e100:
+            return False
+        for a in range(r):
+            for b in range(r):
+                row = 0
+                for c in range(r):
+                    row += power[a * r + c] * power[c * r + b]
+                scratch[a * r + b] = row
+        power, scratch = scratch, power
+    return False
+
+
+cdef void filter_from_means(Model *m, real *coef) noexcept nogil:
+    """The filter changes between two steps: first complete all that was to go through the old one."""
+    settle(m, coef)
+    if m.type != NULL:
+        derive_filter(m, <real *>m.K)
+    if m.trace == TRACE_EXACT and not m.follows:
+        filter_powers(m, SLOTS - 1, <real *>m.power_K)
+
+
+cdef void refresh_filter(Model *m, const real *w) noexcept nogil:
+    """M, and all that follows from it, from W as it stands."""
+    cdef Py_ssize_t p
+    settle(m, <real *>m.coef)
+    memset(m.column_sums, 0, m.rank * m.n_rec * sizeof(real))
+    for p in range(m.n_rec):
+        axpy(<real *>m.column_sums + m.type[p] * m.n_rec, <real>1, w + p * m.n_rec, m.n_rec)
+    means_from_sums(m, <real *>m.column_sums)
+    filter_from_means(m, <real *>m.coef)

@@ -1,0 +1,141 @@
+# The network itself, its loss and the learning signal.
+
+
+cdef inline real exp_(real x) noexcept nogil:
+    return expf(x) if real is float else exp(x)
+
+
+cdef inline real log1p_(real x) noexcept nogil:
+    return log1pf(x) if real is float else log1p(x)
+
+
+cdef inline real tanh_(real x) noexcept nogil:
+    return tanhf(x) if real is float else tanh(x)
+
+
+cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kind) noexcept nogil:
+    """z = phi(v), h = phi'(v); at v = 0 relu has h = 0."""
+    cdef Py_ssize_t i
+    cdef real s
+    if kind == RELU:
+        for i in range(n):
+            h[i] = 1 if v[i] > 0 else 0
+            z[i] = 0 if v[i] <= 0 else v[i]  # a NaN stays a NaN
+    elif kind == SOFTPLUS:
+        for i in range(n):
+            s = v[i] if v[i] > 0 else 0
+            z[i] = s + log1p_(exp_(-v[i] if v[i] > 0 else v[i]))
+            h[i] = <real>0.5 * (1 + tanh_(<real>0.5 * v[i]))
+    elif kind == TANH:
+        for i in range(n):
+            z[i] = tanh_(v[i])
+            h[i] = 1 - z[i] * z[i]
+    elif kind == SIGMOID:
+        for i in range(n):
+            z[i] = <real>0.5 * (1 + tanh_(<real>0.5 * v[i]))
+            h[i] = z[i] * (1 - z[i])
+    else:
+        for i in range(n):
+            z[i] = v[i]
+            h[i] = 1
+
+
+cdef bint forward(Model *m, const real *x) noexcept nogil:
+    """v, z, h, eps and y of the next step; its slot of the rings is that of m.t from here on.  False: y is not finite."""
+    cdef real *pre = <real *>m.pre
+    cdef real *v = <real *>m.v
+    cdef real *y = <real *>m.y
+    cdef const real *current = <real *>m.current
+    cdef const real *input = <real *>m.input
+    cdef const real *b_rec = <real *>m.b_rec
+    cdef const real *b_out = <real *>m.b_out
+    cdef const real *eps_before = <real *>m.eps + slot(m, m.t) * m.stride
+    cdef real *eps
+    cdef real keep = <real>m.leak, take = <real>(1 - m.leak)
+    cdef Py_ssize_t p, q, o, n = m.n_rec
+    if not m.ahead:
+        matvec(<real *>m.current, <const real *>m.w_rec, pre, n, n)
+    m.ahead = False
+    m.t += 1
+    eps = <real *>m.eps + slot(m, m.t) * m.stride
+    memcpy(pre + n, x, m.n_in * sizeof(real))
+    matvec(<real *>m.input, <const real *>m.w_in, x, n, m.n_in)
+    if b_rec != NULL:
+        axpy(<real *>m.input, <real>1, b_rec, n)
+    for p in range(n):
+        v[p] = keep * v[p] + take * (current[p] + input[p])
+    for q in range(m.stride):
+        eps[q] = keep * eps_before[q] + take * pre[q]
+    activate(pre, <real *>m.h + slot(m, m.t) * n, v, n, m.activation)
+    matvec(y, <const real *>m.w_out, pre, m.n_out, n)
+    for o in range(m.n_out):
+        y[o] += b_out[o]
+    return finite(y, m.n_out)
+
+
+# ---------------------------------------------------------------- loss and learning signal
+
+cdef void output_error(Model *m, const real *target, long long label, ErrorSource source) noexcept nogil:
+    """error = scale dE/dy; adds scale E to loss_sum (kept in double: it adds up over long streams).
+
+    mse            E = sum_o (y - y*)^2 / (2 n_out)
+    cross entropy  E = log sum_o exp(y) - y[label]
+    """
+    cdef const real *y = <real *>m.y
+    cdef real *error = <real *>m.error
+    cdef double e, loss = 0, total = 0, top = -INFINITY, scale = m.scale
+    cdef Py_ssize_t o, n = m.n_out
+    if source == FROM_SIGNAL:
+        for o in range(n):
+            error[o] = <real>(scale * target[o])
+        return
+    if source == FROM_TARGET:
+        for o in range(n):
+            e = <double>y[o] - target[o]
+            error[o] = <real>(scale * e / n)
+            loss += e * e / (2 * n)
+    else:
+        for o in range(n):
+            top = max(top, <double>y[o])
+        for o in range(n):
+            total += exp(y[o] - top)
+        for o in range(n):
+            e = exp(y[o] - top) / total - (1 if o == label else 0)
+            error[o] = <real>(scale * e)
+        loss = log(total) - (y[label] - top)
+    m.loss_sum += scale * loss
+
+
+cdef void learning_signal(Model *m, real *signal) noexcept nogil:
+    """L = W_out^T dE/dy, or B dE/dy."""
+    if m.feedback != NULL:
+        matvec(signal, <const real *>m.feedback, <const real *>m.error, m.n_rec, m.n_out)
+    else:
+        matvec_t(signal, <const real *>m.w_out, <const real *>m.error, m.n_out, m.n_rec)
+
+
+cdef void descend_row(real *w, const real *g, real scale, real lr, const real *sign, Py_ssize_t n) noexcept nogil:
+    """w -= lr scale g, 0 where a weight crossed zero against its sign (NULL: free)."""
+    cdef Py_ssize_t q
+    cdef real step = lr * scale, to
+    if sign == NULL:
+        axpy(w, -step, g, n)
+        return
+    for q in range(n):
+        to = w[q] - step * g[q]
+        w[q] = 0 if sign[q] * to < 0 else to
+
+
+cdef void learn_readout(Model *m, const real *error, const real *z) noexcept nogil:
+    """dW_out = dE/dy z^T, db_out = dE/dy: exact in every rule."""
+    cdef Py_ssize_t o, n = m.n_rec
+    cdef real lr = <real>m.lr
+    for o in range(m.n_out):
+        if error[o] == 0:
+            continue
+        if m.online:
+            descend_row(<real *>m.w_out + o * n, z, error[o], lr, <const real *>m.sign, n)
+            (<real *>m.b_out)[o] -= lr * error[o]
+        else:
+            axpy(<real *>m.grad_w_out + o * n, error[o], z, n)
+            (<real *>m.grad_b_out)[o] += error[o]

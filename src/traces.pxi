@@ -1,0 +1,419 @@
+# The trace convolution and the weight update.
+#
+# `exact`.  The traces of unit p obey  R_t[p] = K_t R_{t-1}[p] + d_t[p] h_{t-1}[p] eps_{t-1},  (r, Q) numbers a unit.
+# Writing them at every step would cost more than all the rest, so a unit's traces lag behind: they stay
+# as they were at a step t0, and what came since is kept as it came, as the last few h and eps (one row each
+# for the whole network).  With  P(s, t) = K_t .. K_{s+1}  the traces now are
+#
+#     R_t[p] = P(t0, t) R_t0[p] + sum_{s in (t0, t]} P(s, t) d_s[p] h_{s-1}[p] eps_{s-1}
+#
+# and their product with modulators is found by carrying those back:  lam_s = m_s + K_{s+1}^T lam_{s+1},
+#
+#     sum_s m_s R_s[p] = (K_{t0+1}^T lam_{t0+1}) R_t0[p] + sum_s (lam_s d_s[p]) h_{s-1}[p] eps_{s-1}.
+#
+# Every step brings the units of one group in `window` up to date, in turn: no step is longer than another.
+# A network that learns at every step sums over m_t alone and descends at once; one that adds up a gradient lets
+# that lag behind as well, and both become products of matrices of rank `window`.
+
+
+cdef inline Py_ssize_t slot(Model *m, Py_ssize_t t) noexcept nogil:
+    return t % SLOTS
+
+
+cdef void unit_rows(Model *m, Py_ssize_t block, void **rows, void *base, Py_ssize_t width, real *dummy) noexcept nogil:
+    """Where the rows of the units of a block begin in a matrix of so many columns."""
+    cdef Py_ssize_t i
+    cdef int p
+    for i in range(ROWS):
+        p = m.unit[block * ROWS + i]
+        rows[i] = <real *>base + p * width if p >= 0 else dummy
+
+
+cdef Tile open_tile(Model *m, Py_ssize_t block, Py_ssize_t rank, const void *carry, real *_) noexcept nogil:
+    """A tile without terms; with the traces of the block, if `rank`."""
+    cdef Tile tile
+    memset(&tile, 0, sizeof(Tile))
+    tile.stride, tile.rank, tile.carry = m.stride, rank, <void *>carry
+    tile.terms, tile.coef, tile.old = m.terms, m.coef, m.old
+    if rank:
+        tile.traces = <real *>m.traces + block * ROWS * rank * m.stride
+    return tile
+
+
+# ---------------------------------------------------------------- the filter over a window
+
+cdef void carry_back(Model *m, Py_ssize_t n_steps, real *lam) noexcept nogil:
+    """lam_{t-n}, K^T lam_{t-n+1} (`carry`, the latter; m_t at n = 0) and lam_{t-n+1} d, for n = 0 .. n_steps."""
+    cdef Py_ssize_t n, a, c, i, s, r = m.rank
+    cdef real *carry = lam + SLOTS * r
+    cdef real *onto = <real *>m.back_drive
+    cdef const real *K
+    cdef const real *d
+    cdef const real *modulator
+    cdef real total
+    for n in range(n_steps + 1):
+        s = slot(m, m.t - n)
+        modulator = <const real *>m.modulator + s * r
+        for a in range(r):
+            lam[n * r + a] = carry[n * r + a] if n else 0
+            if m.erred[s] and (n == 0 or not m.online):
+                lam[n * r + a] += modulator[a]
+            if n == 0:
+                carry[a] = lam[a]
+        if n == n_steps:
+            return
+        K = <const real *>m.past_K + s * r * r if m.follows else <const real *>m.K
+        d = <const real *>m.past_drive + s * m.n_drive * r if m.follows else <const real *>m.drive
+        for a in range(r):
+            total = 0
+            for c in range(r):
+                total += K[c * r + a] * lam[n * r + c]
+            carry[(n + 1) * r + a] = total
+        for i in range(m.n_drive):
+            total = 0
+            for a in range(r):
+                total += d[i * r + a] * lam[n * r + a]
+            onto[(n + 1) * m.n_drive + i] = total
+
+
+cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
+    """P(t - n, t) and P(t - n + 1, t) d_{t-n+1} for n = 1 .. n_steps."""
+    cdef Py_ssize_t n, a, b, c, i, s, r = m.rank
+    cdef real *D = <real *>m.power_drive
+    cdef const real *K
+    cdef const real *d
+    cdef real total
+    for a in range(r):
+        for b in range(r):
+            P[a * r + b] = 1 if a == b else 0
+    for n in range(1, n_steps + 1):
+        s = slot(m, m.t - n + 1) if m.follows else 0
+        K = <const real *>m.past_K + s * r * r if m.follows else <const real *>m.K
+        d = <const real *>m.past_drive + s * m.n_drive * r if m.follows else <const real *>m.drive
+        for i in range(m.n_drive):
+            for a in range(r):
+                total = 0
+                for c in range(r):
+                    total += P[((n - 1) * r + a) * r + c] * d[i * r + c]
+                D[(n * m.n_drive + i) * r + a] = total
+        for a in range(r):
+            for b in range(r):
+                total = 0
+                for c in range(r):
+                    total += P[((n - 1) * r + a) * r + c] * K[c * r + b]
+                P[(n * r + a) * r + b] = total
+
+
+# ---------------------------------------------------------------- one block of units
+
+cdef Py_ssize_t local_term(Model *m, Py_ssize_t block, Py_ssize_t n, Py_ssize_t n_terms, real *coef) noexcept nogil:
+    """Append the eligibility traces of n steps ago: L h eps, and in `exact` what modulators carry back to it."""
+    cdef Py_ssize_t i, s = slot(m, m.t - n), n_before = m.t - m.since[block % m.window]
+    cdef const real *local = <const real *>m.local + s * m.n_rec
+    cdef const real *h = <const real *>m.h + s * m.n_rec
+    cdef const real *onto = <const real *>m.back_drive + n * m.n_drive
+    cdef bint any = False, erred = m.erred[s] and n < max(n_before, 1) and (n == 0 or not m.online)
+    cdef int p
+    cdef real c
+    for i in range(ROWS):
+        p = m.unit[block * ROWS + i]
+        c = 0
+        if p >= 0:
+            if erred:
+                c = local[p]
+            if n and m.trace == TRACE_EXACT:
+                c += h[p] * onto[m.drive_class[p]]
+        coef[n_terms * ROWS + i] = c
+        any = any or c != 0
+    if not any:  # four units at rest
+        return n_terms
+    m.terms[n_terms] = <real *>m.eps + s * m.stride
+    if m.self_traces != NULL:
+        m.terms[n_terms] = <real *>m.class_eps + (s * m.n_class + m.block_type[block]) * m.stride
+    return n_terms + 1
+
+
+cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *rows, real *coef) noexcept nogil:
+    """Append the nonlocal term of the `mean` factor: the row of the type, or sum_c mu[p] V[c, p] rows[c]."""
+    cdef Py_ssize_t i, c
+    cdef int p
+    for c in range(m.n_class):
+        if m.type != NULL and c != m.block_type[block]:
+            continue
+        for i in range(ROWS):
+            p = m.unit[block * ROWS + i]
+            coef[n_terms * ROWS + i] = 0
+            if p >= 0:
+                coef[n_terms * ROWS + i] = 1 if m.type != NULL else (<real *>m.readout)[p * m.n_class + c]
+        m.terms[n_terms] = <void *>(rows + c * m.stride)
+        n_terms += 1
+    return n_terms
+
+
+cdef void advance_block(Model *m, Py_ssize_t block, real *coef) noexcept nogil:
+    """Bring the traces of four units from step `since` to step t."""
+    cdef Py_ssize_t n_steps = m.t - m.since[block % m.window], n_terms = 0, n, i, a, s, r = m.rank
+    cdef Tile tile = open_tile(m, block, r, NULL, coef)
+    cdef const real *D
+    cdef real h
+    cdef int p
+    cdef bint any
+    for n in range(n_steps, 0, -1):
+        s = slot(m, m.t - n)
+        any = False
+        for i in range(ROWS):
+            p = m.unit[block * ROWS + i]
+            h = (<const real *>m.h)[s * m.n_rec + p] if p >= 0 else 0
+            any = any or h != 0
+            D = <const real *>m.power_drive + (n * m.n_drive + (m.drive_class[p] if p >= 0 else 0)) * r
+            for a in range(r):
+                coef[(n_terms * r + a) * ROWS + i] = D[a] * h
+        if any:
+            m.terms[n_terms] = <real *>m.eps + s * m.stride
+            n_terms += 1
+    tile.n_terms = n_terms
+    tile.K, tile.held = <real *>m.power_K + n_steps * r * r, m.since[block % m.window] > 0
+    advance(&tile, coef)
+
+
+cdef void descend_tail(Model *m, Py_ssize_t block, Py_ssize_t first, real *sums, const real *sign) noexcept nogil:
+    """What `descend_rows` leaves: W from column `first`, W_in and b; all of W where there is a mask."""
+    cdef Py_ssize_t i, q, n = m.n_rec
+    cdef const unsigned char *mask
+    cdef const real *g
+    cdef real *w
+    cdef real to
+    cdef int p
+    for i in range(ROWS):
+        p = m.unit[block * ROWS + i]
+        if p < 0:
+            continue
+        w, g = <real *>m.w_rec + p * n, <real *>m.tail + i * m.stride
+        mask = m.mask + p * n if m.mask != NULL else NULL
+        for q in range(first, n):
+            to = w[q] - (g[q] if mask == NULL else g[q] * mask[q])
+            if sign != NULL and sign[q] * to < 0:
+                to = 0
+            w[q] = to
+            if sums != NULL:
+                sums[q] += to
+        axpy(<real *>m.w_in + p * m.n_in, <real>-1, g + n, m.n_in)
+        if m.b_rec != NULL:
+            (<real *>m.b_rec)[p] -= g[n + m.n_in]
+
+
+cdef void descend_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry, Py_ssize_t rank,
+                        real *sums) noexcept nogil:
+    """The gradient of four units, descended at once; then their W z of the step to come, while W is at hand."""
+    cdef Py_ssize_t n = m.n_rec, i, k
+    cdef Py_ssize_t lanes = F32_LANES if real is float else F64_LANES
+    cdef Py_ssize_t whole = 0 if m.mask != NULL else n - n % lanes
+    cdef real *dummy = <real *>m.dummy
+    cdef real *tail = <real *>m.tail
+    cdef Tile tile = open_tile(m, block, rank, carry, dummy)
+    cdef void *w[ROWS]
+    cdef real own[ROWS]
+    cdef real own_sum[ROWS]
+    cdef real current[ROWS]
+    cdef int *unit = m.unit + block * ROWS
+    unit_rows(m, block, w, m.w_rec, n, dummy)
+    if n_terms or rank or sums != NULL:
+        for i in range(ROWS):
+            k = max(unit[i], 0)
+            own[i] = (<real *>m.w_rec)[k * (n + 1)]
+            own_sum[i] = sums[k] if sums != NULL else 0
+        tile.n_terms, tile.sign, tile.sums = n_terms, m.sign, sums
+        for i in range(ROWS):
+            tile.out[i] = w[i]
+        descend(&tile, whole, tail)
+        for i in range(ROWS):
+            tile.out[i] = tail + i * m.stride
+            memset(tail + i * m.stride + whole, 0, (m.stride - whole) * sizeof(real))
+        add(&tile, whole, tail)
+        descend_tail(m, block, whole, sums, <const real *>m.sign)
+        if not m.autapses:
+            for i in range(ROWS):
+                if unit[i] >= 0:
+                    (<real *>w[i])[unit[i]] = own[i]
+            for i in range(ROWS):
+                k = unit[i]
+                if k >= 0 and sums != NULL:
+                    sums[k] = own_sum[i] + (((<real *>w[0])[k] + (<real *>w[1])[k]) + ((<real *>w[2])[k] + (<real *>w[3])[k]))
+    dot_rows(&current[0], <real *>w[0], <real *>w[1], <real *>w[2], <real *>w[3], <const real *>m.pre, n)
+    for i in range(ROWS):
+        if unit[i] >= 0:
+            (<real *>m.current)[unit[i]] = current[i]
+
+
+cdef void add_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry, Py_ssize_t rank) noexcept nogil:
+    """The gradient of four units, added to what has been accumulated."""
+    cdef Tile tile = open_tile(m, block, rank, carry, <real *>m.dummy)
+    if n_terms or rank:
+        tile.n_terms = n_terms
+        unit_rows(m, block, tile.out, m.grad, m.stride, <real *>m.dummy)
+        add(&tile, 0, carry)
+
+
+# ---------------------------------------------------------------- the `mean` factor
+
+cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
+    """The drives of the `mean` factor differ only by class, so one (r, Q) trace per class serves all units.
+
+    G[c] = K G[c] + d[c] (eps_{t-1} + l[c]),   class_rows[c] = sum_a m[a] G[c, a].
+    l is zero but for `self_modulation` = False, where R[j, p] = G[type j, type p] + (j = p) l[type p]:
+    l[b] = kept[b] l[b] - (1-k) mu[b] M[b, b] eps_{t-1},   kept[b] = k - (1-k) mu[b] M[b, b],
+    and the local term becomes L[p] h[p] (eps + l[type p]): class_eps.
+    """
+    cdef Py_ssize_t Q = m.stride, r = m.rank, C = m.n_class, c, a, i, q
+    cdef const real *eps_before = <real *>m.eps + slot(m, m.t - 1) * Q
+    cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
+    cdef const real *kept = <real *>m.self_drive
+    cdef const real *taken = kept + C
+    cdef real *l
+    cdef real *own
+    cdef real *rows = <real *>m.class_rows
+    cdef real *dummy = <real *>m.dummy
+    cdef real *coef = <real *>m.coef
+    cdef Tile tile = open_tile(m, 0, r, <real *>m.modulator + slot(m, m.t) * r, dummy)
+    if learn:
+        memset(rows, 0, C * Q * sizeof(real))
+    c = 0
+    while c < C:
+        tile.traces, tile.K, tile.held = G + c * r * Q, m.K, True
+        tile.n_terms = 1 + ROWS if m.self_traces != NULL else 1
+        m.terms[0] = <void *>eps_before
+        memset(coef, 0, tile.n_terms * r * ROWS * sizeof(real))
+        for i in range(ROWS):
+            if m.self_traces != NULL:
+                m.terms[1 + i] = <real *>m.self_traces + (c + i) * Q if c + i < C else dummy
+            for a in range(r if c + i < C else 0):
+                coef[a * ROWS + i] = (<real *>m.class_drive)[(c + i) * r + a]
+                if m.self_traces != NULL:
+                    coef[((1 + i) * r + a) * ROWS + i] = coef[a * ROWS + i]
+        advance(&tile, coef)
+        if learn:
+            for i in range(ROWS):
+                tile.out[i] = rows + (c + i) * Q if c + i < C else dummy
+            tile.n_terms = 0
+            add(&tile, 0, coef)
+        c += ROWS
+    if learn and not m.online:
+        axpy(<real *>m.class_sums, <real>1, rows, C * Q)
+        m.summed = True
+    if m.self_traces != NULL:
+        for c in range(C):
+            l, own = <real *>m.self_traces + c * Q, <real *>m.class_eps + (slot(m, m.t) * C + c) * Q
+            for q in range(Q):
+                l[q] = kept[c] * l[q] - taken[c] * eps_before[q]
+            for q in range(Q):
+                own[q] = eps[q] + l[q]
+
+
+# ---------------------------------------------------------------- steps
+
+cdef bint any_error(Model *m, Py_ssize_t n_steps) noexcept nogil:
+    cdef Py_ssize_t n
+    for n in range(n_steps):
+        if m.erred[slot(m, m.t - n)]:
+            return True
+    return False
+
+
+cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
+    """Bring one group of blocks up to date: the gradient that it owes, then its traces."""
+    cdef Py_ssize_t n_steps = m.t - m.since[group], block, n, n_terms
+    cdef bint owes = not m.online and any_error(m, n_steps)
+    cdef const real *carry = <real *>m.back + (SLOTS + n_steps) * m.rank
+    cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0
+    block = group
+    while block < m.n_blocks:
+        if owes:
+            n_terms = 0
+            for n in range(n_steps if m.trace == TRACE_EXACT else n_steps - 1, -1, -1):
+                n_terms = local_term(m, block, n, n_terms, coef)
+            add_block(m, block, n_terms, carry, rank if m.since[group] else 0)
+        if m.trace == TRACE_EXACT:
+            advance_block(m, block, coef)
+        block += m.window
+    m.since[group] = m.t
+
+
+cdef void settle(Model *m, real *coef) noexcept nogil:
+    """Bring everything up to date, so that the gradient is complete and the filter may change."""
+    cdef Py_ssize_t group, block, n_steps = 0
+    for group in range(m.window):
+        n_steps = max(n_steps, m.t - m.since[group])
+    if n_steps:
+        if m.trace == TRACE_EXACT:
+            if m.follows:
+                filter_powers(m, n_steps, <real *>m.power_K)
+            if not m.online and any_error(m, n_steps):
+                carry_back(m, n_steps, <real *>m.back)
+        for group in range(m.window):
+            if m.since[group] < m.t:
+                settle_group(m, group, coef)
+    if m.summed:
+        for block in range(m.n_blocks):
+            add_block(m, block, class_terms(m, block, 0, <real *>m.class_sums, coef), <real *>NULL, 0)
+        memset(m.class_sums, 0, m.n_class * m.stride * sizeof(real))
+        m.summed = False
+
+
+cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nogil:
+    """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.window, block, group, p, n_steps, n_terms
+    cdef real *local = <real *>m.local + s * n
+    cdef real *modulator = <real *>m.modulator + s * r
+    cdef real *coef = <real *>m.coef
+    cdef real *sums = NULL
+    cdef const real *h = <const real *>m.h + s * n
+    cdef real scale = <real>m.lr if m.online else 1
+    cdef bint refresh
+    m.erred[s] = learn
+    if learn:
+        for p in range(n):
+            local[p] = scale * signal[p] * h[p]
+        if r:
+            matvec(modulator, <const real *>m.u, local, r, n)
+    if m.follows and m.trace == TRACE_EXACT:
+        memcpy(<real *>m.past_K + s * r * r, m.K, r * r * sizeof(real))
+        memcpy(<real *>m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
+    if m.trace == TRACE_MEAN:
+        mean_traces(m, learn, <real *>m.traces)
+    n_steps = m.t - m.since[due]
+    if m.trace == TRACE_EXACT:
+        if m.follows:
+            filter_powers(m, n_steps, <real *>m.power_K)
+        if learn if m.online else any_error(m, n_steps):
+            carry_back(m, n_steps, <real *>m.back)
+    if not (m.online and learn):
+        settle_group(m, due, coef)
+        return
+
+    m.updates += 1
+    refresh = m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
+    if refresh:
+        memset(m.column_sums, 0, r * n * sizeof(real))
+    for block in range(m.n_blocks):
+        group = block % m.window
+        n_steps = m.t - m.since[group]
+        if group == due:
+            if m.trace == TRACE_EXACT:
+                advance_block(m, block, coef)
+            n_steps = 0
+        n_terms = 0
+        if m.trace == TRACE_EXACT:
+            for p in range(n_steps, 0, -1):
+                n_terms = local_term(m, block, p, n_terms, coef)
+        n_terms = local_term(m, block, 0, n_terms, coef)
+        if m.trace == TRACE_MEAN:
+            n_terms = class_terms(m, block, n_terms, <real *>m.class_rows, coef)
+        if refresh:
+            sums = <real *>m.column_sums + m.block_type[block] * n
+        descend_block(m, block, n_terms, <real *>m.back + (SLOTS + n_steps) * r,
+                      r if m.trace == TRACE_EXACT and (m.since[group] > 0 or group == due) else 0, sums)
+    m.since[due] = m.t
+    m.ahead = True
+    if refresh:
+        means_from_sums(m, <real *>m.column_sums)
+        derive_filter(m, <real *>m.K)

@@ -1,0 +1,209 @@
+# Steps, streams of them, and trials from both ends.
+
+
+cdef void rest(Model *m, real *v) noexcept nogil:
+    """The start of a trial: v = 0, z = phi(0), every trace 0; what is owed to the gradient is added first."""
+    cdef real *pre = <real *>m.pre
+    cdef Py_ssize_t n = m.n_rec, Q = m.stride, group
+    settle(m, <real *>m.coef)
+    m.t = 0
+    m.ahead = False
+    for group in range(m.window):
+        m.since[group] = 0
+    memset(v, 0, n * sizeof(real))
+    memset(m.eps, 0, Q * sizeof(real))
+    memset(pre, 0, Q * sizeof(real))
+    if m.b_rec != NULL:
+        pre[n + m.n_in] = 1
+    activate(pre, <real *>m.h, v, n, m.activation)
+    memset(m.dummy, 0, Q * sizeof(real))
+    if m.trace == TRACE_MEAN:
+        memset(m.traces, 0, (m.n_class + ROWS - 1) // ROWS * ROWS * m.rank * Q * sizeof(real))
+    if m.self_traces != NULL:
+        memset(m.self_traces, 0, m.n_class * Q * sizeof(real))
+
+
+cdef Status step(Model *m, const real *x, const real *target, long long label, ErrorSource source,
+                 bint learn) noexcept nogil:
+    """One time step.  A refused input leaves everything as it was; a diverged readout leaves the weights."""
+    cdef Status status
+    if not finite(x, m.n_in):
+        return X_NOT_FINITE
+    if (source == FROM_TARGET or source == FROM_SIGNAL) and not finite(target, m.n_out):
+        return TARGET_NOT_FINITE
+    if source == FROM_LABEL and not 0 <= label < m.n_out:
+        return LABEL_OUT_OF_RANGE
+    status = OK if forward(m, x) else DIVERGED
+    if source == FROM_NOTHING or status != OK:
+        learn = False
+    else:
+        output_error(m, target, label, source)
+    if learn:
+        learning_signal(m, <real *>m.signal)
+    trace_and_learn(m, learn, <real *>m.signal)
+    if learn:
+        learn_readout(m, <real *>m.error, <real *>m.pre)
+    return status
+
+
+cdef ErrorSource source_at(Trials *trial, Py_ssize_t t) noexcept nogil:
+    if trial.mask != NULL and not trial.mask[t]:
+        return FROM_NOTHING
+    if trial.target != NULL:
+        return FROM_TARGET
+    return FROM_LABEL if trial.label != NULL else FROM_NOTHING
+
+
+cdef Status run(Model *m, Trials *trial, const real *x) noexcept nogil:
+    """`step` over (T, n_in); with `chunk`, one update after every so many steps and after the last."""
+    cdef const real *target = <const real *>trial.target
+    cdef ErrorSource source
+    cdef Status status
+    cdef Py_ssize_t t
+    cdef bint owed = False
+    for t in range(trial.n_steps):
+        trial.steps_done = t
+        source = source_at(trial, t)
+        owed = owed or (trial.learn and source != FROM_NOTHING)
+        status = step(m, x + t * m.n_in, target + t * m.n_out if target != NULL else NULL,
+                      trial.label[t] if source == FROM_LABEL else 0, source, trial.learn)
+        if status != OK:
+            return status
+        if trial.y != NULL:
+            memcpy(<real *>trial.y + t * m.n_out, m.y, m.n_out * sizeof(real))
+        if owed and trial.chunk and ((t + 1) % trial.chunk == 0 or t + 1 == trial.n_steps):
+            descend_accumulated(m, <real *>m.grad)
+            owed = False
+    return OK
+
+
+cdef void descend_accumulated(Model *m, real *grad) noexcept nogil:
+    """One update by the gradient that has been added up, which starts again from zero."""
+    cdef Py_ssize_t p, q, o, n = m.n_rec, Q = m.stride
+    cdef real lr = <real>m.lr, own
+    cdef real *w
+    cdef real *g
+    settle(m, <real *>m.coef)
+    for p in range(n):
+        w, g, own = <real *>m.w_rec + p * n, grad + p * Q, (<real *>m.w_rec)[p * n + p]
+        if m.mask != NULL:
+            for q in range(n):
+                g[q] *= m.mask[p * n + q]
+        descend_row(w, g, 1, lr, <const real *>m.sign, n)
+        if not m.autapses:
+            w[p] = own
+        axpy(<real *>m.w_in + p * m.n_in, -lr, g + n, m.n_in)
+        if m.b_rec != NULL:
+            (<real *>m.b_rec)[p] -= lr * g[n + m.n_in]
+    for o in range(m.n_out):
+        descend_row(<real *>m.w_out + o * n, <real *>m.grad_w_out + o * n, 1, lr, <const real *>m.sign, n)
+    axpy(<real *>m.b_out, -lr, <real *>m.grad_b_out, m.n_out)
+    memset(m.grad, 0, n * Q * sizeof(real))
+    memset(m.grad_w_out, 0, m.n_out * n * sizeof(real))
+    memset(m.grad_b_out, 0, m.n_out * sizeof(real))
+    m.updates += 1
+    if m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0:
+        refresh_filter(m, <real *>m.w_rec)
+
+
+# ---------------------------------------------------------------- the adjoint form
+
+cdef Status record_trial(Model *m, Trials *trial, Record *rec, const real *x) noexcept nogil:
+    """Run a trial without traces and keep what `adjoint` needs; the readout's gradient is added on the way."""
+    cdef const real *target = <const real *>trial.target
+    cdef real *pre = <real *>rec.pre
+    cdef real *signal = <real *>rec.signal
+    cdef ErrorSource source
+    cdef Py_ssize_t t, n = m.n_rec, Q = m.stride
+    for t in range(trial.n_steps):
+        trial.steps_done = t
+        memcpy(pre + t * Q, m.pre, n * sizeof(real))  # z_{t-1}: forward overwrites it
+        if not forward(m, x + t * m.n_in):
+            m.t = 0  # no step that owes anything
+            return DIVERGED
+        memcpy(pre + t * Q + n, <real *>m.pre + n, (Q - n) * sizeof(real))
+        memcpy(<real *>rec.eps + t * Q, <real *>m.eps + slot(m, m.t) * Q, Q * sizeof(real))
+        memcpy(<real *>rec.h + t * n, <real *>m.h + slot(m, m.t) * n, n * sizeof(real))
+        source = source_at(trial, t)
+        if source == FROM_NOTHING:
+            memset(signal + t * n, 0, n * sizeof(real))
+            continue
+        output_error(m, target + t * m.n_out if target != NULL else NULL,
+                     trial.label[t] if source == FROM_LABEL else 0, source)
+        learning_signal(m, signal + t * n)
+        learn_readout(m, <real *>m.error, <real *>m.pre)
+    m.t = 0
+    return OK
+
+
+cdef void adjoint(Model *m, Record *rec, Adjoint kind, bint cells, const real *mu, Py_ssize_t n_steps) noexcept nogil:
+    """Backwards in time; grad += sum_t rows_t eps_t^T (`exact`, none) or sum_t rows_t s_t^T (`mean`, BPTT).
+
+    back = (1-k) Wb^T lam_{t+1}: two skinny products for U V, one pass over W for `cells` and BPTT.
+    none   lam = h L                                         rows = lam
+    exact  lam = h L + mu back + k lam_{t+1}                 rows = h (L + back)
+    mean   lam = h L + mu back + k lam_{t+1}                 rows = (1-k) lam
+    BPTT   lam = h (L + back) + k lam_{t+1}                  rows = (1-k) lam
+    """
+    cdef real *lam = <real *>m.signal
+    cdef real *back = <real *>m.current
+    cdef real *modulator = <real *>m.modulator
+    cdef const real *drive = <real *>m.drive
+    cdef const real *kept = <real *>m.self_drive
+    cdef const real *L
+    cdef const real *h
+    cdef real *rows
+    cdef real keep = <real>m.leak, take = <real>(1 - m.leak), held
+    cdef Py_ssize_t i, p, a, n = m.n_rec
+    cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT
+    memset(lam, 0, n * sizeof(real))
+    memset(back, 0, n * sizeof(real))
+    for i in range(n_steps):
+        L = <real *>rec.signal + (n_steps - 1 - i) * n
+        h = <real *>rec.h + (n_steps - 1 - i) * n
+        rows = <real *>rec.rows + (n_steps - 1 - i) * n
+        if kind == ADJOINT_NONE:
+            for p in range(n):
+                rows[p] = h[p] * L[p]
+            continue
+        if cells:
+            matvec_t(back, <const real *>m.w_rec, lam, n, n)
+            for p in range(n):
+                back[p] *= take
+        else:
+            if m.rank:
+                matvec(modulator, <const real *>m.u, lam, m.rank, n)
+            for p in range(n):
+                back[p] = 0
+                for a in range(m.rank):
+                    back[p] += drive[m.drive_class[p] * m.rank + a] * modulator[a]
+        for p in range(n):
+            held = keep
+            if kind == ADJOINT_MEAN and not m.self_modulation:
+                held = kept[m.type[p]]
+            if kind == ADJOINT_EXACT:
+                rows[p] = h[p] * (L[p] + back[p])
+            lam[p] = h[p] * (L[p] + back[p] if kind == ADJOINT_BPTT else L[p]) + held * lam[p]
+            if kind != ADJOINT_BPTT:
+                lam[p] += mu[p] * back[p]
+            if kind != ADJOINT_EXACT:
+                rows[p] = take * lam[p]
+    add_products(m, <real *>rec.rows, <real *>(rec.pre if onto_sources else rec.eps), n_steps)
+
+
+cdef void add_products(Model *m, const real *rows, const real *sources, Py_ssize_t n_steps) noexcept nogil:
+    """grad[p, q] += sum_t rows[t, p] sources[t, q]; many steps for each pass over grad.  (N, Q), (T, N), (T, Q)."""
+    cdef real *coef = <real *>m.coef
+    cdef Py_ssize_t block, i, t, first = 0, last, n = m.n_rec
+    cdef int p
+    while first < n_steps:
+        last = min(first + SLOTS, n_steps)
+        for t in range(first, last):
+            m.terms[t - first] = <void *>(sources + t * m.stride)
+        for block in range(m.n_blocks):
+            for i in range(ROWS):
+                p = m.unit[block * ROWS + i]
+                for t in range(first, last):
+                    coef[(t - first) * ROWS + i] = rows[t * n + p] if p >= 0 else 0
+            add_block(m, block, last - first, <real *>NULL, 0)
+        first = last
