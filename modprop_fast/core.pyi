@@ -10,6 +10,7 @@ from .rules import Plan
 
 _Floats: TypeAlias = NDArray[np.floating[Any]]  # of the network's dtype
 
+MAX_TOGETHER: int
 MAX_WINDOW: int
 
 def compiler() -> str: ...
@@ -17,6 +18,15 @@ def available_isas() -> tuple[str, ...]: ...
 def isa() -> str: ...
 def describe(value: object) -> str: ...
 def aligned(shapes: Mapping[str, tuple[int, ...]], dtype: DTypeLike) -> dict[str, NDArray[Any]]: ...
+
+def run_trials(
+    engines: list[Engine],
+    trials: list[tuple[_Floats, _Floats | None, NDArray[np.int64] | None, NDArray[np.uint8] | None, float]],
+    learn: bool,
+    ys: list[_Floats] | None = None,
+    *,
+    alone: bool = False,
+) -> None: ...
 
 @disjoint_base
 class Engine:
@@ -73,12 +83,11 @@ class Engine:
     def window(self) -> int: ...
     @window.setter
     def window(self, window: int) -> None: ...
-    def gradient(
+    def adjoint(
         self,
         xs: _Floats,
         target: _Floats | None,
         label: NDArray[np.int64] | None,
         mask: NDArray[np.uint8] | None,
         scale: float,
-        offline: bool,
-    ) -> float: ...
+    ) -> None: ...

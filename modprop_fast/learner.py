@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from . import checks
-from .core import MAX_WINDOW, Engine
+from .core import MAX_TOGETHER, MAX_WINDOW, Engine, run_trials
 from .losses import LOSSES, check_targets
 from .network import Network
 from .optimizers import SGD
 from .rules import ModProp, Plan, Rule
 
 
-_GROUPS = 8  # of a batch's trials: what threads share out; fixed, so that sums do not depend on their number
+_STATE_BYTES = 1 << 28  # for the traces and gradients of trials that go through W together, per thread
 
 
 class Evaluation(NamedTuple):
@@ -246,13 +246,8 @@ class Learner:
         network = self.network
         inputs, targets, weights = self._check_trials(inputs, targets, mask)
         outputs = np.empty((*inputs.shape[:2], network.n_out), network.dtype)
-        engines = [Engine(network, Plan(), self.loss_name, online=True) for _ in range(min(self.threads, len(inputs)))]
-
-        def one(engine, i):
-            engine.reset()
-            return weights[i] * engine.run(inputs[i], *targets.trial(i), False, outputs[i])
-
-        loss = sum(value for _, value in self._over_trials(engines, len(inputs), one))
+        new = lambda: Engine(network, Plan(), self.loss_name, online=True)  # noqa: E731
+        loss = sum(engine.loss for engine in self._over_trials([], new, inputs, targets, weights, "evaluate", outputs))
         accuracy = None
         if self.loss_name == "cross_entropy":
             hits = outputs.argmax(axis=2) == targets.labels
@@ -269,37 +264,61 @@ class Learner:
         inputs, targets, weights = self._check_trials(inputs, targets, mask)
         window = min(_chunk(chunk, self.network.n_rec, frozen=True), MAX_WINDOW)
         self._follow_weights()
-        groups = np.array_split(np.arange(len(inputs)), min(len(inputs), _GROUPS))
-        while len(self._workers) < min(self.threads, len(groups)):
-            self._workers.append(Engine(self.network, self._plan, self.loss_name, self._feedback))
-        workers = self._workers[: len(groups)]
-        for worker in workers:
-            worker.window = window
+
+        def new():
+            engine = Engine(self.network, self._plan, self.loss_name, self._feedback)
+            engine.means = self._engine.means
+            return engine
+
+        for worker in self._workers:
             worker.means = self._engine.means
-
-        def one(engine, i):
-            engine.clear()
-            return sum(engine.gradient(inputs[j], *targets.trial(j), weights[j], offline) for j in groups[i])
-
-        loss, total = 0.0, {name: np.zeros_like(workers[0].arrays[name]) for name in Engine.GRADIENT}
-        for engine, value in self._over_trials(workers, len(groups), one):  # added in the order of the trials
-            loss += value
+        loss, total = 0.0, None
+        mode = "offline" if offline else "online"
+        for engine in self._over_trials(self._workers, new, inputs, targets, weights, mode, window=window):
+            loss += engine.loss
+            if total is None:
+                total = {name: np.zeros_like(engine.arrays[name]) for name in Engine.GRADIENT}
             for name, part in total.items():
                 part += engine.arrays[name]
         return loss, self._split(total)
 
-    def _over_trials(self, engines, n, one):
-        """(engine, one(engine, i)) for i in range(n), in order; as many at a time as there are engines."""
-        if len(engines) > 1 and self._pool is None:
+    def _over_trials(self, engines, new, inputs, targets, weights, mode, outputs=None, window=1):
+        """An engine for every trial in their order, after it has run; as many at a time as threads and memory allow.
+
+        From four trials on, and if memory allows, several go through W together.  That, and nothing else,
+        changes the order of additions: so it does not depend on the number of threads.
+        """
+        n_trials, state = len(inputs), 4 * self.network.n_rec**2 * (self._plan.rank + 1)
+        fit = min(MAX_TOGETHER, _STATE_BYTES // state)
+        alone = mode == "offline" or min(n_trials, fit) < 4
+        together = 1 if alone else min(fit, max(4, -(-n_trials // self.threads)))
+        parts = [range(i, min(i + together, n_trials)) for i in range(0, n_trials, together)]
+        while len(engines) < min(self.threads, len(parts)) * together:
+            engines.append(new())
+        for engine in engines:
+            engine.window = window
+
+        def one(engines, part):
+            trials = [(inputs[i], *targets.trial(i), weights[i]) for i in part]
+            if mode == "offline":
+                engines[0].adjoint(*trials[0])
+            else:
+                ys = None if outputs is None else [outputs[i] for i in part]
+                run_trials(engines, trials, mode != "evaluate", ys, alone=alone)
+            return engines
+
+        if len(parts) > 1 and self.threads > 1 and self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="modprop_fast")
-        for first in range(0, n, len(engines)):
-            wave = range(first, min(first + len(engines), n))
-            if len(engines) == 1:
-                yield engines[0], one(engines[0], first)
+        for first in range(0, len(parts), self.threads):
+            wave = parts[first : first + self.threads]
+            slots = [engines[k * together : k * together + len(part)] for k, part in enumerate(wave)]
+            if len(wave) == 1:
+                yield from one(slots[0], wave[0])
                 continue
-            futures = [self._pool.submit(one, engine, i) for engine, i in zip(engines, wave)]
+            futures = [self._pool.submit(one, *task) for task in zip(slots, wave)]
             wait(futures)
-            yield from zip(engines, [future.result() for future in futures])
+            for future in futures:
+                yield from future.result()
 
     # ------------------------------------------------------------ updates
 

@@ -170,7 +170,6 @@ cdef class Engine:
         m.n_in, m.n_rec, m.n_out = network.n_in, network.n_rec, network.n_out
         m.rank = plan.rank
         m.n_class = plan.rank
-        m.n_drive = plan.rank if plan.types is not None or not plan.rank else m.n_rec
         m.window = WINDOW_ONLINE if online else WINDOW
         sources = m.n_rec + m.n_in + ("b_rec" in network.weights)
         m.stride = -(-sources // LANES) * LANES
@@ -205,20 +204,26 @@ cdef class Engine:
     cdef _lay_out(self):
         """Units in blocks of one type, and arrays of other dtypes."""
         cdef Model *m = &self.m
-        N, r, C, D, S = m.n_rec, m.rank, m.n_class, m.n_drive, SLOTS
+        N, r, C, S = m.n_rec, m.rank, m.n_class, SLOTS
         types = np.zeros(N, np.intc) if self.plan.types is None else self.plan.types.astype(np.intc)
         units = [np.flatnonzero(types == a) for a in range(types.max() + 1)]
         full = [np.append(u, np.full((ROWS - len(u) % ROWS) % ROWS, -1)).reshape(-1, ROWS) for u in units]
+        unit = np.concatenate(full).astype(np.intc)
+        place = np.flatnonzero(unit.ravel() >= 0)[np.argsort(unit[unit >= 0])].astype(np.intc)
+        low_rank = r and self.plan.types is None
         c = self.constants = {
-            "unit": np.concatenate(full).astype(np.intc),
+            "unit": unit,
+            "place": place,
             "block_type": np.repeat(np.arange(len(full)), list(map(len, full))).astype(np.intc),
             "type": types,
-            "drive_class": types if self.plan.types is not None or not r else np.arange(N, dtype=np.intc),
+            "drive_class": place if low_rank else types,
             "since": np.zeros(S, np.intp),
             "erred": np.zeros(S, np.uint8),
             "terms": np.zeros(S + C + 1, np.uintp),
         } | aligned({"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r)}, np.float64)
-        m.n_blocks = len(c["unit"])
+        m.n_blocks = len(unit)
+        m.n_drive = unit.size if low_rank else r
+        m.place = <int *>address(place)
         m.unit, m.block_type = <int *>address(c["unit"]), <int *>address(c["block_type"])
         m.type = <int *>address(c["type"]) if self.plan.types is not None else NULL
         m.drive_class, m.since = <int *>address(c["drive_class"]), <Py_ssize_t *>address(c["since"])
@@ -230,6 +235,7 @@ cdef class Engine:
         """Every array that a step touches, in one block of memory."""
         cdef Model *m = &self.m
         N, Q, r, C, D, S, n_out = m.n_rec, m.stride, m.rank, m.n_class, m.n_drive, SLOTS, m.n_out
+        P = self.constants["unit"].size
         exact, mean = m.trace == TRACE_EXACT, m.trace == TRACE_MEAN
         own = mean and not m.self_modulation
         blocks = len(self.constants["unit"]) if exact else (C + ROWS - 1) // ROWS * mean
@@ -237,22 +243,23 @@ cdef class Engine:
         kept = 0 if m.online else N
         a = self.arrays = aligned(
             {
-                "pre": (Q,), "v": (N,), "h": (S, N), "eps": (S, Q), "local": (S, N), "modulator": (S, r),
+                "pre": (Q,), "v": (N,), "h": (N,), "h_past": (S, P), "eps": (S, Q), "local": (S, P), "modulator": (S, r),
                 "traces": (blocks, Q // LANES, r, ROWS, LANES), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * exact, D, r), "back": (2, S, r), "back_drive": (S * exact, D),
                 "coef": (S + C + 1, max(r, 1), ROWS), "old": (max(r, 1), ROWS, LANES), "tail": (ROWS, Q),
-                "dummy": (Q,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
-                "column_sums": (r, N), "u": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
+                "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
+                "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (N, C), "self_drive": (2, C),
             },
             self.network.dtype,
         )  # fmt: skip
         self.y, self.copy_y = a["y"], a["y"].copy
         m.pre, m.v, m.h, m.eps = address(a["pre"]), address(a["v"]), address(a["h"]), address(a["eps"])
-        m.local, m.modulator = address(a["local"]), address(a["modulator"])
+        m.h_past, m.local, m.modulator = address(a["h_past"]), address(a["local"]), address(a["modulator"])
+        m.membership, m.edge = address(a["membership"]), address(a["edge"])
         m.traces, m.self_traces, m.class_eps = address(a["traces"]), address(a["self_traces"]), address(a["class_eps"])
         m.past_K, m.past_drive = address(a["past_K"]), address(a["past_drive"])
         m.current, m.input, m.y, m.error = address(a["current"]), address(a["input"]), address(a["y"]), address(a["error"])
@@ -276,13 +283,14 @@ cdef class Engine:
         if plan.types is not None:
             c["size"][:] = np.bincount(plan.types, minlength=m.rank)
             c["mu"][:] = plan.mu
-            a["u"][plan.types, np.arange(m.n_rec)] = 1
+            a["membership"][plan.types, np.arange(m.n_rec)] = 1
+            a["u"][plan.types, c["place"]] = 1
             self.kernels.refresh(m)
         elif m.rank:
             k, V, mu = m.leak, plan.v, np.broadcast_to(plan.mu, m.n_rec)
-            a["u"][:] = plan.u.T
+            a["u"][:, c["place"]] = plan.u.T
             a["K"][:] = k * np.eye(m.rank) + (1 - k) * (V * mu) @ plan.u
-            a["drive"][:] = (1 - k) * V.T
+            a["drive"][c["place"]] = (1 - k) * V.T
             a["class_drive"][:] = (1 - k) * np.eye(m.n_class)
             a["readout"][:] = (V * mu).T
             self.kernels.derive(m)
@@ -486,19 +494,13 @@ cdef class Engine:
     def window(self, Py_ssize_t window):
         self._set_window(window)
 
-    def gradient(self, xs, target, label, mask, double scale, bint offline):
-        """Add the gradient of one trial, from rest, to the accumulated one; returns its loss, both times `scale`.
-
-        Online: the stream of steps itself.  Offline: the adjoint form, O(T (N + Q)) memory.
-        """
+    def adjoint(self, xs, target, label, mask, double scale):
+        """Gradient of one trial, from rest, times `scale`, in the rule's adjoint form: O(T (N + Q)) memory."""
         self.reset()
+        self.clear()
         self.m.scale = scale
         try:
-            if offline:
-                return self._adjoint(xs, target, label, mask)
-            loss = self.run(xs, target, label, mask, True)
-            self.kernels.settle(&self.m)
-            return loss
+            self._adjoint(xs, target, label, mask)
         finally:
             self.m.scale = 1.0
 
@@ -524,7 +526,6 @@ cdef class Engine:
                 self.kernels.adjoint(&self.m, &rec, kind, cells, mu_data, trial.n_steps)
         self.busy = False
         self._check(status, &trial)
-        return self.m.loss_sum
 
     cdef Trials _trials(self, xs, target, label, mask):
         cdef Trials trial
@@ -543,3 +544,56 @@ cdef class Engine:
     cdef _check(self, int status, Trials *trial):
         if status != OK:
             raise FloatingPointError(f"run: expected a finite readout, got {self.y} at step {trial.steps_done}")
+
+
+MAX_TOGETHER = LANES
+
+
+def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alone=False):
+    """Up to MAX_TOGETHER trials of one length, each from rest on its own engine, all on one network whose weights stand still.
+
+    Parameters
+    ----------
+    engines : list of Engine
+    trials : list of (xs, target, label, mask, scale), checked, as for `Engine.run`
+    learn : bool
+        Leave each trial's gradient, times its `scale`, in its engine.
+    ys : list of (T, n_out) arrays, optional
+    alone : bool
+        One after the other, not step by step together with one product W z for all.
+    """
+    cdef Model *models[LANES]
+    cdef Trials streams[LANES]
+    cdef Engine engine, first = engines[0]
+    cdef Py_ssize_t i, n = len(engines)
+    cdef int status = OK
+    scratch = aligned({"z": (first.m.n_rec, LANES), "current": (first.m.n_rec, LANES)}, first.network.dtype)
+    cdef void *z = address(scratch["z"])
+    cdef void *current = address(scratch["current"])
+    for i in range(n):
+        engine = engines[i]
+        xs, target, label, mask, scale = trials[i]
+        engine.reset()
+        if learn:
+            engine.clear()
+        engine._enter("run")
+        engine.m.scale = scale
+        streams[i] = engine._trials(xs, target, label, mask)
+        streams[i].learn, streams[i].y = learn, address(None if ys is None else ys[i])
+        models[i] = &engine.m
+    with nogil:
+        if not alone:
+            status = first.kernels.run_together(models, streams, n, z, current)
+        for i in range(n if alone else 0):
+            status = first.kernels.run(models[i], &streams[i])
+            if status != OK:
+                streams[0].failed = i
+                break
+        for i in range(n):
+            first.kernels.settle(models[i])
+    for i in range(n):
+        engine = engines[i]
+        engine.busy, engine.m.scale = False, 1.0
+    if status != OK:
+        engine = engines[streams[0].failed]
+        engine._check(status, &streams[streams[0].failed])

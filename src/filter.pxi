@@ -6,7 +6,7 @@ cdef void means_from_sums(Model *m, const real *sums) noexcept nogil:
     cdef Py_ssize_t a, b, r = m.rank
     cdef real *total = <real *>m.old
     for a in range(r):
-        matvec(total, <const real *>m.u, sums + a * m.n_rec, r, m.n_rec)
+        matvec(total, <const real *>m.membership, sums + a * m.n_rec, r, m.n_rec)
         for b in range(r):
             m.means[a * r + b] = total[b] / (m.type_size[a] * m.type_size[b])
 

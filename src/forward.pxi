@@ -66,7 +66,7 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
         v[p] = keep * v[p] + take * (current[p] + input[p])
     for q in range(m.stride):
         eps[q] = keep * eps_before[q] + take * pre[q]
-    activate(pre, <real *>m.h + slot(m, m.t) * n, v, n, m.activation)
+    activate(pre, <real *>m.h, v, n, m.activation)
     matvec(y, <const real *>m.w_out, pre, m.n_out, n)
     for o in range(m.n_out):
         y[o] += b_out[o]

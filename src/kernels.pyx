@@ -48,6 +48,12 @@ cdef int run_f32(Model *m, Trials *trial) noexcept nogil:
 cdef int run_f64(Model *m, Trials *trial) noexcept nogil:
     return run(m, trial, <const double *>trial.x)
 
+cdef int run_together_f32(Model **models, Trials *trials, Py_ssize_t n, void *z, void *current) noexcept nogil:
+    return run_together(models, trials, n, <float *>z, <float *>current)
+
+cdef int run_together_f64(Model **models, Trials *trials, Py_ssize_t n, void *z, void *current) noexcept nogil:
+    return run_together(models, trials, n, <double *>z, <double *>current)
+
 cdef int record_f32(Model *m, Trials *trial, Record *rec) noexcept nogil:
     return record_trial(m, trial, rec, <const float *>trial.x)
 
@@ -98,8 +104,8 @@ cdef bint finite_f64(const void *values, Py_ssize_t n) noexcept nogil:
 
 
 cdef Kernels[2] kernel_table
-kernel_table[0] = Kernels(step_f32, run_f32, record_f32, adjoint_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, finite_f32)
-kernel_table[1] = Kernels(step_f64, run_f64, record_f64, adjoint_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, finite_f64)
+kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, finite_f32)
+kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, finite_f64)
 
 
 def table() -> int:

@@ -27,8 +27,23 @@ cdef extern from *:
       #define MPF_SPREAD(vec, c) ((c) - (vec){0})  /* c - 0 is c, sign and all: no arithmetic is left of it */
       static inline mpf_f32v mpf_keep_f32(mpf_f32v w, mpf_f32v s) { return (mpf_f32v)((mpf_i32v)w & ~(mpf_i32v)(s * w < 0)); }
       static inline mpf_f64v mpf_keep_f64(mpf_f64v w, mpf_f64v s) { return (mpf_f64v)((mpf_i64v)w & ~(mpf_i64v)(s * w < 0)); }
+      typedef float mpf_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
+      typedef double mpf_f64x2 __attribute__((vector_size(16), aligned(8), may_alias));
+      static inline float mpf_fold_f32(const float *s) {
+          mpf_f32x4 a = (*(mpf_f32x4 *)s + *(mpf_f32x4 *)(s + 8)) + (*(mpf_f32x4 *)(s + 4) + *(mpf_f32x4 *)(s + 12));
+          return (a[0] + a[2]) + (a[1] + a[3]);
+      }
+      static inline double mpf_fold_f64(const double *s) {
+          mpf_f64x2 a = (*(mpf_f64x2 *)s + *(mpf_f64x2 *)(s + 4)) + (*(mpf_f64x2 *)(s + 2) + *(mpf_f64x2 *)(s + 6));
+          return a[0] + a[1];
+      }
     #else
       #define MPF_LANES(type) 1
+      static float mpf_fold_f32(const float *s) {
+          return (((s[0] + s[8]) + (s[4] + s[12])) + ((s[2] + s[10]) + (s[6] + s[14]))) +
+                 (((s[1] + s[9]) + (s[5] + s[13])) + ((s[3] + s[11]) + (s[7] + s[15])));
+      }
+      static double mpf_fold_f64(const double *s) { return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])); }
       typedef float mpf_f32v;
       typedef double mpf_f64v;
       #define MPF_SPREAD(vec, c) (c)
@@ -45,6 +60,8 @@ cdef extern from *:
     f64v spread_f64 "mpf_spread_f64" (double c) noexcept nogil
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
+    float fold_f32 "mpf_fold_f32" (const float *s) noexcept nogil  # sum of 16 lanes, by halves
+    double fold_f64 "mpf_fold_f64" (const double *s) noexcept nogil  # of 8
     enum:
         F32_LANES "MPF_F32_LANES"
         F64_LANES "MPF_F64_LANES"
@@ -95,78 +112,87 @@ cdef inline vec spread(const vec *_, const void *c, Py_ssize_t i) noexcept nogil
         return spread_f64((<const double *>c)[i])
 
 
+cdef inline Py_ssize_t per_line(const vec *_) noexcept nogil:
+    """Vectors in LANES entries."""
+    return LANES // (F32_LANES if vec is f32v else F64_LANES)
+
+
 cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x,
-                             Py_ssize_t n_vectors) noexcept nogil:
-    """s[i] (64 bytes each) = products w_i x, added up vector by vector.
+                             Py_ssize_t n_lines) noexcept nogil:
+    """s[i] (64 bytes each) += products w_i x, line by line.
 
     A dot product alone waits for its own additions: several chains of them hide the wait, and x is loaded
     once for four rows.
     """
     cdef Py_ssize_t of = LANES // F32_LANES, q, k
     cdef vec v
-    for k in range(ROWS * of):
-        s[k] = spread(s, &ZERO, 0)
-    q = 0
-    while q < n_vectors:
+    for q in range(n_lines):
         for k in range(of):
-            v = (<const vec *>x)[q + k]
-            s[k] += (<const vec *>w0)[q + k] * v
-            s[of + k] += (<const vec *>w1)[q + k] * v
-            s[2 * of + k] += (<const vec *>w2)[q + k] * v
-            s[3 * of + k] += (<const vec *>w3)[q + k] * v
-        q += of
+            v = (<const vec *>x)[q * of + k]
+            s[k] += (<const vec *>w0)[q * of + k] * v
+            s[of + k] += (<const vec *>w1)[q * of + k] * v
+            s[2 * of + k] += (<const vec *>w2)[q * of + k] * v
+            s[3 * of + k] += (<const vec *>w3)[q * of + k] * v
 
 
-cdef inline real fold(const real *s) noexcept nogil:
-    """Sum of 16 lanes, 8 in float64, by halves."""
-    if real is float:
-        return (((s[0] + s[8]) + (s[4] + s[12])) + ((s[2] + s[10]) + (s[6] + s[14]))) + (
-            ((s[1] + s[9]) + (s[5] + s[13])) + ((s[3] + s[11]) + (s[7] + s[15])))
-    else:
-        return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
+cdef inline void dot_lines(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x,
+                           const void *edge, Py_ssize_t n) noexcept nogil:
+    """`dot_vectors` over n >= 1 lines' worth of entries; the last line, `edge` of x, may overlap the one before."""
+    cdef Py_ssize_t L = 16 if vec is f32v else 8
+    cdef Py_ssize_t k, rest = (n - L) * (64 // L)
+    for k in range(ROWS * (LANES // F32_LANES)):
+        s[k] = spread(s, &ZERO, 0)
+    dot_vectors(s, w0, w1, w2, w3, x, n // L)
+    if n % L:
+        dot_vectors(s, <char *>w0 + rest, <char *>w1 + rest, <char *>w2 + rest, <char *>w3 + rest, edge, 1)
 
 
 cdef void dot_rows(real *out, const real *w0, const real *w1, const real *w2, const real *w3, const real *x,
-                   Py_ssize_t n) noexcept nogil:
+                   const real *edge, Py_ssize_t n) noexcept nogil:
     """out[i] = w_i . x for four rows, the additions in the same order on every instruction set."""
     cdef Py_ssize_t L = 16 if real is float else 8
-    cdef Py_ssize_t whole = n - n % L, q
+    cdef Py_ssize_t q
     cdef f32v s_f32[ROWS * LANES]
     cdef f64v s_f64[ROWS * LANES]
-    cdef real *s
     cdef real r0 = 0, r1 = 0, r2 = 0, r3 = 0
-    if real is float:
-        s = <real *>&s_f32[0]
-        dot_vectors(&s_f32[0], w0, w1, w2, w3, x, whole // F32_LANES)
-    else:
-        s = <real *>&s_f64[0]
-        dot_vectors(&s_f64[0], w0, w1, w2, w3, x, whole // F64_LANES)
-    for q in range(whole, n):
+    if n >= L:
+        if real is float:
+            dot_lines(&s_f32[0], w0, w1, w2, w3, x, edge, n)
+            for q in range(ROWS):
+                out[q] = fold_f32(<float *>&s_f32[0] + L * q)
+        else:
+            dot_lines(&s_f64[0], w0, w1, w2, w3, x, edge, n)
+            for q in range(ROWS):
+                out[q] = fold_f64(<double *>&s_f64[0] + L * q)
+        return
+    for q in range(n):
         r0 += w0[q] * x[q]
         r1 += w1[q] * x[q]
         r2 += w2[q] * x[q]
         r3 += w3[q] * x[q]
-    out[0], out[1], out[2], out[3] = fold(s) + r0, fold(s + L) + r1, fold(s + 2 * L) + r2, fold(s + 3 * L) + r3
+    out[0], out[1], out[2], out[3] = r0, r1, r2, r3
+
+
+cdef void line_up(real *edge, const real *x, Py_ssize_t n) noexcept nogil:
+    """The last line of x, with zeros for what is part of a whole line before it."""
+    cdef Py_ssize_t L = 16 if real is float else 8
+    cdef Py_ssize_t q
+    for q in range(L):
+        edge[q] = x[n - L + q] if q >= L - n % L else 0
 
 
 cdef void matvec(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
     """out[p] = sum_q w[p, q] x[q], four rows at a time."""
     cdef Py_ssize_t p = 0, q
     cdef real last[ROWS]
-    cdef real total
-    if n < 8:
-        for p in range(n_rows):
-            total = 0
-            for q in range(n):
-                total += w[p * n + q] * x[q]
-            out[p] = total
-        return
+    cdef real edge[16]
+    line_up(&edge[0], x, n)
     while p + ROWS <= n_rows:
-        dot_rows(out + p, w + p * n, w + (p + 1) * n, w + (p + 2) * n, w + (p + 3) * n, x, n)
+        dot_rows(out + p, w + p * n, w + (p + 1) * n, w + (p + 2) * n, w + (p + 3) * n, x, &edge[0], n)
         p += ROWS
     if p < n_rows:  # the last rows are doubled up
         q = n_rows - 1
-        dot_rows(&last[0], w + p * n, w + min(p + 1, q) * n, w + min(p + 2, q) * n, w + q * n, x, n)
+        dot_rows(&last[0], w + p * n, w + min(p + 1, q) * n, w + min(p + 2, q) * n, w + q * n, x, &edge[0], n)
         memcpy(out + p, &last[0], (n_rows - p) * sizeof(real))
 
 
@@ -179,12 +205,48 @@ cdef void matvec_t(real *out, const real *w, const real *x, Py_ssize_t n_rows, P
             axpy(out, x[p], w + p * n, n)
 
 
+cdef inline void times_lanes(vec *out, const void *w, const vec *z, Py_ssize_t p, Py_ssize_t n) noexcept nogil:
+    """out[p + i, :] = sum_q w[p + i, q] z[q, :] for as many rows i as make eight chains of additions; LANES columns."""
+    cdef Py_ssize_t of = per_line(z), rows = 8 // per_line(z), q, i, k
+    cdef vec s[8]
+    cdef vec v
+    for i in range(8):
+        s[i] = spread(z, &ZERO, 0)
+    for q in range(n):
+        for i in range(8 // per_line(z)):
+            v = spread(z, w, (p + i) * n + q)
+            for k in range(of):
+                s[i * of + k] += v * z[q * of + k]
+    for i in range(8):
+        out[p * of + i] = s[i]
+
+
+cdef void matmul_vectors(vec *out, const void *w, const vec *z, Py_ssize_t n) noexcept nogil:
+    """out = w z; w (n, n), z and out (n, LANES).  The last rows are done twice where they do not fill a block."""
+    cdef Py_ssize_t rows = 8 // per_line(z), p = 0, i, q, k
+    cdef vec s
+    while p + rows <= n:
+        times_lanes(out, w, z, p, n)
+        p += rows
+    if p < n and n >= rows:
+        times_lanes(out, w, z, n - rows, n)
+    elif p < n:
+        for i in range(n):
+            for k in range(per_line(z)):
+                s = spread(z, &ZERO, 0)
+                for q in range(n):
+                    s += spread(z, w, i * n + q) * z[q * per_line(z) + k]
+                out[i * per_line(z) + k] = s
+
+
+cdef void matmul(real *out, const real *w, const real *z, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        matmul_vectors(<f32v *>out, w, <const f32v *>z, n)
+    else:
+        matmul_vectors(<f64v *>out, w, <const f64v *>z, n)
+
+
 # ---------------------------------------------------------------- blocks of rows
-
-cdef inline Py_ssize_t per_line(const vec *_) noexcept nogil:
-    """Vectors in LANES entries."""
-    return LANES // (F32_LANES if vec is f32v else F64_LANES)
-
 
 cdef inline void combine(vec *g, const Tile *tile, Py_ssize_t q) noexcept nogil:
     """Vector q of the gradient of four units."""

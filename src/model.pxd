@@ -8,7 +8,8 @@ sizes and addresses from here and own nothing.  Arrays are of the network's dtyp
                        to a multiple of LANES so that no loop over traces has a tail
     r = rank           modulators (cell types, or columns of U)
     C = n_class        drives of the `mean` factor (cell types, or rows of V)
-    D = n_drive        drives of the `exact` factor (cell types, or units)
+    D = n_drive        drives of the `exact` factor (cell types, or the P places of units)
+    P = 4 n_blocks     places of units in their blocks
     b = window         steps that the traces may lag behind, see traces.pxi
     S = SLOTS          most that b can be, and one
 
@@ -70,20 +71,22 @@ ctypedef struct Model:
 
     # blocks of units
     int *unit                 # (n_blocks, ROWS) units of each block, -1 where there is none
+    int *place                # (N,) where in `unit` each unit is
     int *block_type           # (n_blocks,) cell type, 0 where there are none
     Py_ssize_t *since         # (b,) step up to which the blocks i mod b have their traces (and gradient)
     void *dummy               # (Q,) weights of the missing units
 
     # modulation
     int *type                 # (N,) or NULL: low rank
-    int *drive_class          # (N,) which drive a unit has: its type, or itself
+    int *drive_class          # (N,) which drive a unit has: its type, or its place
     double *type_size         # (r,) n[b]
     double *type_mu           # (r,) mu per type
     double *means             # (r, r) M[a, b]
     double *power             # (2, r, r) scratch
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
     void *column_sums         # (r, N) sum of W[p, :] over the units p of each type
-    void *u                   # (r, N) U^T; one-hot membership for types
+    void *u                   # (r, P) U^T; one-hot membership for types
+    void *membership          # (r, N) the same by unit, for types
     void *K                   # (r, r) filter of the traces
     void *drive               # (D, r) (1-k) V[a, p]
     void *class_drive         # (C, r) drive of each class of the `mean` factor
@@ -93,12 +96,13 @@ ctypedef struct Model:
     # state
     void *pre                 # (Q,) [z | x | 1 | 0 ..]
     void *v                   # (N,)
-    void *h                   # (S, N) ring
+    void *h                   # (N,)
+    void *h_past              # (S, P) ring of h, by place
     void *eps                 # (S, Q) ring
     void *traces              # of blocks of units (`exact`) or classes (`mean`), see linear.pxi
     void *self_traces         # (C, Q) l, or NULL
     void *class_eps           # (S, C, Q) ring of eps + l, or NULL
-    void *local               # (S, N) ring of L h
+    void *local               # (S, P) ring of L h, by place
     void *modulator           # (S, r) ring of m
     unsigned char *erred      # (S,) whether the step had an error to learn from
     void *past_K              # (S, r, r) ring of K, and of the drive, where the filter changes in time
@@ -120,6 +124,7 @@ ctypedef struct Model:
     void *coef                # (the same, max(r, 1), ROWS)
     void *old                 # (r, ROWS, LANES) scratch
     void *tail                # (ROWS, Q) scratch
+    void *edge                # (LANES,) last line of z, see `line_up`
 
     # accumulated gradient
     void *grad                # (N, Q)
@@ -138,6 +143,7 @@ ctypedef struct Trials:
     Py_ssize_t chunk          # steps between updates of an engine that is not online; 0: none
     void *y                   # (T, n_out), or NULL
     Py_ssize_t steps_done     # out: where a failed run stopped
+    Py_ssize_t failed         # out, in the first of several trials: which one it was
 
 
 # What the adjoint needs of every step of a trial.
@@ -153,6 +159,7 @@ ctypedef struct Record:
 ctypedef struct Kernels:
     int (*step)(Model *m, const void *x, const void *target, long long label, ErrorSource source, bint learn) noexcept nogil
     int (*run)(Model *m, Trials *trial) noexcept nogil
+    int (*run_together)(Model **models, Trials *trials, Py_ssize_t n, void *z, void *current) noexcept nogil
     int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
     void (*adjoint)(Model *m, Record *rec, Adjoint kind, bint cells, const void *mu, Py_ssize_t n_steps) noexcept nogil
     void (*reset)(Model *m) noexcept nogil

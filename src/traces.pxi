@@ -32,11 +32,10 @@ cdef void unit_rows(Model *m, Py_ssize_t block, void **rows, void *base, Py_ssiz
 cdef Tile open_tile(Model *m, Py_ssize_t block, Py_ssize_t rank, const void *carry, real *_) noexcept nogil:
     """A tile without terms; with the traces of the block, if `rank`."""
     cdef Tile tile
-    memset(&tile, 0, sizeof(Tile))
-    tile.stride, tile.rank, tile.carry = m.stride, rank, <void *>carry
+    tile.stride, tile.rank, tile.carry, tile.n_terms = m.stride, rank, <void *>carry, 0
     tile.terms, tile.coef, tile.old = m.terms, m.coef, m.old
-    if rank:
-        tile.traces = <real *>m.traces + block * ROWS * rank * m.stride
+    tile.traces = <real *>m.traces + block * ROWS * rank * m.stride if rank else NULL
+    tile.sign = tile.sums = NULL
     return tile
 
 
@@ -106,26 +105,22 @@ cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
 
 # ---------------------------------------------------------------- one block of units
 
-cdef Py_ssize_t local_term(Model *m, Py_ssize_t block, Py_ssize_t n, Py_ssize_t n_terms, real *coef) noexcept nogil:
-    """Append the eligibility traces of n steps ago: L h eps, and in `exact` what modulators carry back to it."""
-    cdef Py_ssize_t i, s = slot(m, m.t - n), n_before = m.t - m.since[block % m.window]
-    cdef const real *local = <const real *>m.local + s * m.n_rec
-    cdef const real *h = <const real *>m.h + s * m.n_rec
+cdef Py_ssize_t local_term(Model *m, Py_ssize_t block, Py_ssize_t n, Py_ssize_t n_terms, bint erred, real *coef) noexcept nogil:
+    """Append the eligibility traces of n steps ago: L h eps if `erred`, and what modulators carry back to it."""
+    cdef Py_ssize_t i, s = slot(m, m.t - n), P = m.n_blocks * ROWS, at = block * ROWS
+    cdef const real *local = <const real *>m.local + s * P + at
+    cdef const real *h = <const real *>m.h_past + s * P + at
     cdef const real *onto = <const real *>m.back_drive + n * m.n_drive
-    cdef bint any = False, erred = m.erred[s] and n < max(n_before, 1) and (n == 0 or not m.online)
-    cdef int p
-    cdef real c
-    for i in range(ROWS):
-        p = m.unit[block * ROWS + i]
-        c = 0
-        if p >= 0:
-            if erred:
-                c = local[p]
-            if n and m.trace == TRACE_EXACT:
-                c += h[p] * onto[m.drive_class[p]]
-        coef[n_terms * ROWS + i] = c
-        any = any or c != 0
-    if not any:  # four units at rest
+    cdef real *c = coef + n_terms * ROWS
+    if n and m.trace == TRACE_EXACT:
+        for i in range(ROWS):
+            c[i] = h[i] * onto[m.block_type[block] if m.type != NULL else at + i]
+    else:
+        c[0] = c[1] = c[2] = c[3] = 0
+    if erred:
+        for i in range(ROWS):
+            c[i] += local[i]
+    if c[0] == 0 and c[1] == 0 and c[2] == 0 and c[3] == 0:  # four units at rest
         return n_terms
     m.terms[n_terms] = <real *>m.eps + s * m.stride
     if m.self_traces != NULL:
@@ -155,22 +150,18 @@ cdef void advance_block(Model *m, Py_ssize_t block, real *coef) noexcept nogil:
     cdef Py_ssize_t n_steps = m.t - m.since[block % m.window], n_terms = 0, n, i, a, s, r = m.rank
     cdef Tile tile = open_tile(m, block, r, NULL, coef)
     cdef const real *D
-    cdef real h
-    cdef int p
-    cdef bint any
+    cdef const real *h
     for n in range(n_steps, 0, -1):
         s = slot(m, m.t - n)
-        any = False
-        for i in range(ROWS):
-            p = m.unit[block * ROWS + i]
-            h = (<const real *>m.h)[s * m.n_rec + p] if p >= 0 else 0
-            any = any or h != 0
-            D = <const real *>m.power_drive + (n * m.n_drive + (m.drive_class[p] if p >= 0 else 0)) * r
-            for a in range(r):
-                coef[(n_terms * r + a) * ROWS + i] = D[a] * h
-        if any:
-            m.terms[n_terms] = <real *>m.eps + s * m.stride
-            n_terms += 1
+        h = <const real *>m.h_past + (s * m.n_blocks + block) * ROWS
+        if h[0] == 0 and h[1] == 0 and h[2] == 0 and h[3] == 0:
+            continue
+        D = <const real *>m.power_drive + n * m.n_drive * r
+        for a in range(r):
+            for i in range(ROWS):
+                coef[(n_terms * r + a) * ROWS + i] = h[i] * D[(m.block_type[block] if m.type != NULL else block * ROWS + i) * r + a]
+        m.terms[n_terms] = <real *>m.eps + s * m.stride
+        n_terms += 1
     tile.n_terms = n_terms
     tile.K, tile.held = <real *>m.power_K + n_steps * r * r, m.since[block % m.window] > 0
     advance(&tile, coef)
@@ -239,7 +230,7 @@ cdef void descend_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const re
                 k = unit[i]
                 if k >= 0 and sums != NULL:
                     sums[k] = own_sum[i] + (((<real *>w[0])[k] + (<real *>w[1])[k]) + ((<real *>w[2])[k] + (<real *>w[3])[k]))
-    dot_rows(&current[0], <real *>w[0], <real *>w[1], <real *>w[2], <real *>w[3], <const real *>m.pre, n)
+    dot_rows(&current[0], <real *>w[0], <real *>w[1], <real *>w[2], <real *>w[3], <const real *>m.pre, <real *>m.edge, n)
     for i in range(ROWS):
         if unit[i] >= 0:
             (<real *>m.current)[unit[i]] = current[i]
@@ -330,7 +321,7 @@ cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
         if owes:
             n_terms = 0
             for n in range(n_steps if m.trace == TRACE_EXACT else n_steps - 1, -1, -1):
-                n_terms = local_term(m, block, n, n_terms, coef)
+                n_terms = local_term(m, block, n, n_terms, (n < n_steps) & m.erred[slot(m, m.t - n)], coef)
             add_block(m, block, n_terms, carry, rank if m.since[group] else 0)
         if m.trace == TRACE_EXACT:
             advance_block(m, block, coef)
@@ -362,19 +353,22 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
 cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nogil:
     """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
     cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.window, block, group, p, n_steps, n_terms
-    cdef real *local = <real *>m.local + s * n
+    cdef real *local = <real *>m.local + s * m.n_blocks * ROWS
+    cdef real *h_past = <real *>m.h_past + s * m.n_blocks * ROWS
     cdef real *modulator = <real *>m.modulator + s * r
     cdef real *coef = <real *>m.coef
     cdef real *sums = NULL
-    cdef const real *h = <const real *>m.h + s * n
+    cdef const real *h = <const real *>m.h
     cdef real scale = <real>m.lr if m.online else 1
     cdef bint refresh
     m.erred[s] = learn
+    for p in range(n):
+        h_past[m.place[p]] = h[p]
     if learn:
         for p in range(n):
-            local[p] = scale * signal[p] * h[p]
+            local[m.place[p]] = scale * signal[p] * h[p]
         if r:
-            matvec(modulator, <const real *>m.u, local, r, n)
+            matvec(modulator, <const real *>m.u, local, r, m.n_blocks * ROWS)
     if m.follows and m.trace == TRACE_EXACT:
         memcpy(<real *>m.past_K + s * r * r, m.K, r * r * sizeof(real))
         memcpy(<real *>m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
@@ -391,6 +385,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         return
 
     m.updates += 1
+    line_up(<real *>m.edge, <const real *>m.pre, n)
     refresh = m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
     if refresh:
         memset(m.column_sums, 0, r * n * sizeof(real))
@@ -404,8 +399,8 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         n_terms = 0
         if m.trace == TRACE_EXACT:
             for p in range(n_steps, 0, -1):
-                n_terms = local_term(m, block, p, n_terms, coef)
-        n_terms = local_term(m, block, 0, n_terms, coef)
+                n_terms = local_term(m, block, p, n_terms, False, coef)
+        n_terms = local_term(m, block, 0, n_terms, True, coef)
         if m.trace == TRACE_MEAN:
             n_terms = class_terms(m, block, n_terms, <real *>m.class_rows, coef)
         if refresh:

@@ -4,7 +4,7 @@
 cdef void rest(Model *m, real *v) noexcept nogil:
     """The start of a trial: v = 0, z = phi(0), every trace 0; what is owed to the gradient is added first."""
     cdef real *pre = <real *>m.pre
-    cdef Py_ssize_t n = m.n_rec, Q = m.stride, group
+    cdef Py_ssize_t n = m.n_rec, Q = m.stride, group, p
     settle(m, <real *>m.coef)
     m.t = 0
     m.ahead = False
@@ -16,6 +16,8 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     if m.b_rec != NULL:
         pre[n + m.n_in] = 1
     activate(pre, <real *>m.h, v, n, m.activation)
+    for p in range(n):
+        (<real *>m.h_past)[m.place[p]] = (<real *>m.h)[p]
     memset(m.dummy, 0, Q * sizeof(real))
     if m.trace == TRACE_MEAN:
         memset(m.traces, 0, (m.n_class + ROWS - 1) // ROWS * ROWS * m.rank * Q * sizeof(real))
@@ -54,26 +56,55 @@ cdef ErrorSource source_at(Trials *trial, Py_ssize_t t) noexcept nogil:
     return FROM_LABEL if trial.label != NULL else FROM_NOTHING
 
 
+cdef Status step_of(Model *m, Trials *trial, Py_ssize_t t, const real *x) noexcept nogil:
+    """Step t of a stream."""
+    cdef const real *target = <const real *>trial.target
+    cdef ErrorSource source = source_at(trial, t)
+    cdef Status status
+    trial.steps_done = t
+    status = step(m, x + t * m.n_in, target + t * m.n_out if target != NULL else NULL,
+                  trial.label[t] if source == FROM_LABEL else 0, source, trial.learn)
+    if status == OK and trial.y != NULL:
+        memcpy(<real *>trial.y + t * m.n_out, m.y, m.n_out * sizeof(real))
+    return status
+
+
 cdef Status run(Model *m, Trials *trial, const real *x) noexcept nogil:
     """`step` over (T, n_in); with `chunk`, one update after every so many steps and after the last."""
-    cdef const real *target = <const real *>trial.target
-    cdef ErrorSource source
     cdef Status status
     cdef Py_ssize_t t
     cdef bint owed = False
     for t in range(trial.n_steps):
-        trial.steps_done = t
-        source = source_at(trial, t)
-        owed = owed or (trial.learn and source != FROM_NOTHING)
-        status = step(m, x + t * m.n_in, target + t * m.n_out if target != NULL else NULL,
-                      trial.label[t] if source == FROM_LABEL else 0, source, trial.learn)
+        owed = owed or (trial.learn and source_at(trial, t) != FROM_NOTHING)
+        status = step_of(m, trial, t, x)
         if status != OK:
             return status
-        if trial.y != NULL:
-            memcpy(<real *>trial.y + t * m.n_out, m.y, m.n_out * sizeof(real))
         if owed and trial.chunk and ((t + 1) % trial.chunk == 0 or t + 1 == trial.n_steps):
             descend_accumulated(m, <real *>m.grad)
             owed = False
+    return OK
+
+
+cdef Status run_together(Model **models, Trials *trials, Py_ssize_t n, real *z, real *current) noexcept nogil:
+    """Up to LANES trials of one length through the same frozen W, step by step: their W z is one product of matrices."""
+    cdef Status status
+    cdef Py_ssize_t t, i, p, n_rec = models[0].n_rec
+    cdef real *row
+    for t in range(trials[0].n_steps):
+        for i in range(n):
+            row = <real *>models[i].pre
+            for p in range(n_rec):
+                z[p * LANES + i] = row[p]
+        matmul(current, <const real *>models[0].w_rec, z, n_rec)
+        for i in range(n):
+            row = <real *>models[i].current
+            for p in range(n_rec):
+                row[p] = current[p * LANES + i]
+            models[i].ahead = True
+            status = step_of(models[i], &trials[i], t, <const real *>trials[i].x)
+            if status != OK:
+                trials[0].failed = i
+                return status
     return OK
 
 
@@ -123,7 +154,7 @@ cdef Status record_trial(Model *m, Trials *trial, Record *rec, const real *x) no
             return DIVERGED
         memcpy(pre + t * Q + n, <real *>m.pre + n, (Q - n) * sizeof(real))
         memcpy(<real *>rec.eps + t * Q, <real *>m.eps + slot(m, m.t) * Q, Q * sizeof(real))
-        memcpy(<real *>rec.h + t * n, <real *>m.h + slot(m, m.t) * n, n * sizeof(real))
+        memcpy(<real *>rec.h + t * n, m.h, n * sizeof(real))
         source = source_at(trial, t)
         if source == FROM_NOTHING:
             memset(signal + t * n, 0, n * sizeof(real))
@@ -147,6 +178,7 @@ cdef void adjoint(Model *m, Record *rec, Adjoint kind, bint cells, const real *m
     """
     cdef real *lam = <real *>m.signal
     cdef real *back = <real *>m.current
+    cdef real *placed = <real *>m.local
     cdef real *modulator = <real *>m.modulator
     cdef const real *drive = <real *>m.drive
     cdef const real *kept = <real *>m.self_drive
@@ -171,8 +203,10 @@ cdef void adjoint(Model *m, Record *rec, Adjoint kind, bint cells, const real *m
             for p in range(n):
                 back[p] *= take
         else:
+            for p in range(n):
+                placed[m.place[p]] = lam[p]
             if m.rank:
-                matvec(modulator, <const real *>m.u, lam, m.rank, n)
+                matvec(modulator, <const real *>m.u, placed, m.rank, m.n_blocks * ROWS)
             for p in range(n):
                 back[p] = 0
                 for a in range(m.rank):
