@@ -30,6 +30,24 @@ cdef extern from *:
     #else
     #define MPF_COMPILER "unknown compiler"
     #endif
+    /* Subnormal numbers are flushed to zero while a kernel runs, and only then: a unit long at rest has traces that
+       small, and processors take them slowly. The thread's own setting is put back afterwards. */
+    #if defined(__x86_64__) || defined(_M_X64)
+    #include <xmmintrin.h>
+    static unsigned long long mpf_flush(void) { unsigned s = _mm_getcsr(); _mm_setcsr(s | 0x8040); return s; }
+    static void mpf_unflush(unsigned long long s) { _mm_setcsr((unsigned)s); }
+    #elif defined(__aarch64__) && defined(__GNUC__)
+    static unsigned long long mpf_flush(void) {
+        unsigned long long s;
+        __asm__ volatile("mrs %0, fpcr" : "=r"(s));
+        __asm__ volatile("msr fpcr, %0" : : "r"(s | (1ull << 24)));
+        return s;
+    }
+    static void mpf_unflush(unsigned long long s) { __asm__ volatile("msr fpcr, %0" : : "r"(s)); }
+    #else
+    static unsigned long long mpf_flush(void) { return 0; }
+    static void mpf_unflush(unsigned long long s) { (void)s; }
+    #endif
     #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
     /* __builtin_cpu_supports asks the processor and whether the system saves the wide registers. */
     static int mpf_cpu_level(void) {
@@ -45,6 +63,8 @@ cdef extern from *:
     """
     const char *MPF_COMPILER
     int mpf_cpu_level()
+    unsigned long long mpf_flush() noexcept nogil
+    void mpf_unflush(unsigned long long state) noexcept nogil
 
 
 # ---------------------------------------------------------------- instruction sets
@@ -371,6 +391,7 @@ cdef class Engine:
         cdef long long label = 0
         cdef const void *aim = NULL
         cdef int status
+        cdef unsigned long long fp
         if self.busy:
             raise RuntimeError("step: this learner is already running in another thread; give each thread its own")
         if not self.streams:
@@ -400,7 +421,9 @@ cdef class Engine:
         self.m.loss_sum = 0
         self._notice_writes()
         with nogil:
+            fp = mpf_flush()
             status = self.kernels.step(&self.m, x_view.buf, aim, label, source, learn)
+            mpf_unflush(fp)
         self._tell_writes()
         self.busy = False
         PyBuffer_Release(&x_view)
@@ -451,13 +474,16 @@ cdef class Engine:
         cdef Trials trial = self._trials(xs, target, label, mask)
         cdef bint chunked = chunk > 0 and self.m.online
         cdef int status
+        cdef unsigned long long fp
         trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
         self._notice_writes()
         if chunked:
             self._accumulate(True, min(chunk, SLOTS - 1))
         with nogil:
+            fp = mpf_flush()
             status = self.kernels.run(&self.m, &trial)
+            mpf_unflush(fp)
         if chunked:
             if status != OK:
                 self.clear()
@@ -508,6 +534,7 @@ cdef class Engine:
         cdef Trials trial = self._trials(xs, target, label, mask)
         cdef Record rec
         cdef int status
+        cdef unsigned long long fp
         cdef Adjoint kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "bptt": ADJOINT_BPTT}[
             self.plan.adjoint
         ]
@@ -521,9 +548,11 @@ cdef class Engine:
         cdef const void *mu_data = address(mu)
         self._enter("gradient")
         with nogil:
+            fp = mpf_flush()
             status = self.kernels.record(&self.m, &trial, &rec)
             if status == OK:
                 self.kernels.adjoint(&self.m, &rec, kind, cells, mu_data, trial.n_steps)
+            mpf_unflush(fp)
         self.busy = False
         self._check(status, &trial)
 
@@ -567,6 +596,7 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
     cdef Engine engine, first = engines[0]
     cdef Py_ssize_t i, n = len(engines)
     cdef int status = OK
+    cdef unsigned long long fp
     scratch = aligned({"z": (first.m.n_rec, LANES), "current": (first.m.n_rec, LANES)}, first.network.dtype)
     cdef void *z = address(scratch["z"])
     cdef void *current = address(scratch["current"])
@@ -582,6 +612,7 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
         streams[i].learn, streams[i].y = learn, address(None if ys is None else ys[i])
         models[i] = &engine.m
     with nogil:
+        fp = mpf_flush()
         if not alone:
             status = first.kernels.run_together(models, streams, n, z, current)
         for i in range(n if alone else 0):
@@ -591,6 +622,7 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
                 break
         for i in range(n):
             first.kernels.settle(models[i])
+        mpf_unflush(fp)
     for i in range(n):
         engine = engines[i]
         engine.busy, engine.m.scale = False, 1.0

@@ -84,6 +84,7 @@ ctypedef struct Tile:
     void *old              # (r, ROWS, LANES) scratch
     void *sign             # (n,) of `descend`, or NULL
     void *sums             # (n,) of `descend`: the new rows are added to it; or NULL
+    void *tail             # (ROWS, Q) of `descend`: the gradient beyond its whole vectors
 
 
 cdef double ZERO = 0  # of either type, read from the front
@@ -248,10 +249,9 @@ cdef void matmul(real *out, const real *w, const real *z, Py_ssize_t n) noexcept
 
 # ---------------------------------------------------------------- blocks of rows
 
-cdef inline void combine(vec *g, const Tile *tile, Py_ssize_t q) noexcept nogil:
-    """Vector q of the gradient of four units."""
+cdef inline void combine(vec *g, const Tile *tile, Py_ssize_t q, const vec *R) noexcept nogil:
+    """Vector q of the gradient of four units; R is where the traces of its line begin, plus its place in the line."""
     cdef Py_ssize_t of = per_line(g), j, a
-    cdef const vec *R = <const vec *>tile.traces + (q // of) * tile.rank * ROWS * of + q % of
     cdef vec x, g0 = spread(g, &ZERO, 0), g1 = g0, g2 = g0, g3 = g0
     for j in range(tile.n_terms):
         x = (<const vec *>tile.terms[j])[q]
@@ -278,44 +278,60 @@ cdef inline vec keep_sign(vec w, const vec *sign, Py_ssize_t q) noexcept nogil:
 
 
 cdef void descend_vectors(const vec *kind, const Tile *given, Py_ssize_t n) noexcept nogil:
-    """out[i] -= g[i] over whole vectors below column n, with signs and column sums where given."""
+    """out[i] -= g[i] over whole vectors below column n, with signs and column sums where given; tail[i] = g[i] beyond."""
     cdef Tile copy = given[0]  # that no store can touch
     cdef Tile *tile = &copy
-    cdef Py_ssize_t q
+    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES
+    cdef Py_ssize_t of = per_line(kind), whole = n // lanes, n_vectors = tile.stride // lanes, q = 0, k
     cdef vec g[ROWS]
     cdef vec w0, w1, w2, w3
     cdef vec *sums = <vec *>tile.sums
-    for q in range(n // (F32_LANES if vec is f32v else F64_LANES)):
-        combine(g, tile, q)
-        w0 = (<vec *>tile.out[0])[q] - g[0]
-        w1 = (<vec *>tile.out[1])[q] - g[1]
-        w2 = (<vec *>tile.out[2])[q] - g[2]
-        w3 = (<vec *>tile.out[3])[q] - g[3]
-        if tile.sign != NULL:
-            w0 = keep_sign(w0, <const vec *>tile.sign, q)
-            w1 = keep_sign(w1, <const vec *>tile.sign, q)
-            w2 = keep_sign(w2, <const vec *>tile.sign, q)
-            w3 = keep_sign(w3, <const vec *>tile.sign, q)
-        if sums != NULL:
-            sums[q] += (w0 + w1) + (w2 + w3)
-        (<vec *>tile.out[0])[q] = w0
-        (<vec *>tile.out[1])[q] = w1
-        (<vec *>tile.out[2])[q] = w2
-        (<vec *>tile.out[3])[q] = w3
+    cdef vec *tail = <vec *>tile.tail
+    cdef const vec *R = <const vec *>tile.traces
+    while q < n_vectors:
+        for k in range(of):
+            combine(g, tile, q, R + k)
+            if q < whole:
+                w0 = (<vec *>tile.out[0])[q] - g[0]
+                w1 = (<vec *>tile.out[1])[q] - g[1]
+                w2 = (<vec *>tile.out[2])[q] - g[2]
+                w3 = (<vec *>tile.out[3])[q] - g[3]
+                if tile.sign != NULL:
+                    w0 = keep_sign(w0, <const vec *>tile.sign, q)
+                    w1 = keep_sign(w1, <const vec *>tile.sign, q)
+                    w2 = keep_sign(w2, <const vec *>tile.sign, q)
+                    w3 = keep_sign(w3, <const vec *>tile.sign, q)
+                if sums != NULL:
+                    sums[q] += (w0 + w1) + (w2 + w3)
+                (<vec *>tile.out[0])[q] = w0
+                (<vec *>tile.out[1])[q] = w1
+                (<vec *>tile.out[2])[q] = w2
+                (<vec *>tile.out[3])[q] = w3
+            else:
+                tail[q] = g[0]
+                tail[n_vectors + q] = g[1]
+                tail[2 * n_vectors + q] = g[2]
+                tail[3 * n_vectors + q] = g[3]
+            q += 1
+        R += tile.rank * ROWS * of
 
 
-cdef void add_vectors(const vec *kind, const Tile *given, Py_ssize_t first) noexcept nogil:
-    """out[i] += g[i] from column `first`, a whole vector, to the end."""
+cdef void add_vectors(const vec *kind, const Tile *given) noexcept nogil:
+    """out[i] += g[i]."""
     cdef Tile copy = given[0]  # that no store can touch
     cdef Tile *tile = &copy
-    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, q
+    cdef Py_ssize_t of = per_line(kind), n_vectors = tile.stride // LANES * of, q = 0, k
     cdef vec g[ROWS]
-    for q in range(first // lanes, tile.stride // lanes):
-        combine(g, tile, q)
-        (<vec *>tile.out[0])[q] += g[0]
-        (<vec *>tile.out[1])[q] += g[1]
-        (<vec *>tile.out[2])[q] += g[2]
-        (<vec *>tile.out[3])[q] += g[3]
+    cdef const vec *R = <const vec *>tile.traces
+    while q < n_vectors:
+        for k in range(of):
+            combine(g, tile, q, R + k)
+            (<vec *>tile.out[0])[q] += g[0]
+            (<vec *>tile.out[1])[q] += g[1]
+            (<vec *>tile.out[2])[q] += g[2]
+            (<vec *>tile.out[3])[q] += g[3]
+            q += 1
+        R += tile.rank * ROWS * of
 
 
 cdef inline void advance_pair(vec *R, const vec *was, const Tile *tile, Py_ssize_t a, Py_ssize_t q) noexcept nogil:
@@ -381,22 +397,26 @@ cdef void advance_vectors(const vec *kind, const Tile *given) noexcept nogil:
     """
     cdef Tile copy = given[0]  # that no store can touch
     cdef Tile *tile = &copy
-    cdef Py_ssize_t of = per_line(kind), r = tile.rank, q, a, i
+    cdef Py_ssize_t of = per_line(kind), r = tile.rank, n_vectors = tile.stride // LANES * of, q = 0, a, i, k
+    cdef vec *line = <vec *>tile.traces
     cdef vec *R
     cdef vec *old = <vec *>tile.old
-    for q in range(tile.stride // LANES * of):
-        R = <vec *>tile.traces + (q // of) * r * ROWS * of + q % of
-        a = 0
-        if r <= 2:
-            old = R
-        elif tile.held:
-            for i in range(r * ROWS):
-                old[i * of] = R[i * of]
-        while a + 2 <= r:
-            advance_pair(R, old, tile, a, q)
-            a += 2
-        if a < r:
-            advance_single(R, old, tile, a, q)
+    while q < n_vectors:
+        for k in range(of):
+            R = line + k
+            if r <= 2:
+                old = R
+            elif tile.held:
+                for i in range(r * ROWS):
+                    old[i * of] = R[i * of]
+            a = 0
+            while a + 2 <= r:
+                advance_pair(R, old, tile, a, q)
+                a += 2
+            if a < r:
+                advance_single(R, old, tile, a, q)
+            q += 1
+        line += r * ROWS * of
 
 
 cdef void descend(Tile *tile, Py_ssize_t n, const real *_) noexcept nogil:
@@ -406,11 +426,11 @@ cdef void descend(Tile *tile, Py_ssize_t n, const real *_) noexcept nogil:
         descend_vectors(<const f64v *>NULL, tile, n)
 
 
-cdef void add(Tile *tile, Py_ssize_t first, const real *_) noexcept nogil:
+cdef void add(Tile *tile, const real *_) noexcept nogil:
     if real is float:
-        add_vectors(<const f32v *>NULL, tile, first)
+        add_vectors(<const f32v *>NULL, tile)
     else:
-        add_vectors(<const f64v *>NULL, tile, first)
+        add_vectors(<const f64v *>NULL, tile)
 
 
 cdef void advance(Tile *tile, const real *_) noexcept nogil:

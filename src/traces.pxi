@@ -35,7 +35,7 @@ cdef Tile open_tile(Model *m, Py_ssize_t block, Py_ssize_t rank, const void *car
     tile.stride, tile.rank, tile.carry, tile.n_terms = m.stride, rank, <void *>carry, 0
     tile.terms, tile.coef, tile.old = m.terms, m.coef, m.old
     tile.traces = <real *>m.traces + block * ROWS * rank * m.stride if rank else NULL
-    tile.sign = tile.sums = NULL
+    tile.sign = tile.sums = tile.tail = NULL
     return tile
 
 
@@ -167,70 +167,60 @@ cdef void advance_block(Model *m, Py_ssize_t block, real *coef) noexcept nogil:
     advance(&tile, coef)
 
 
-cdef void descend_tail(Model *m, Py_ssize_t block, Py_ssize_t first, real *sums, const real *sign) noexcept nogil:
-    """What `descend_rows` leaves: W from column `first`, W_in and b; all of W where there is a mask."""
-    cdef Py_ssize_t i, q, n = m.n_rec
-    cdef const unsigned char *mask
-    cdef const real *g
-    cdef real *w
+cdef void descend_tail(Model *m, Py_ssize_t p, Py_ssize_t first, const real *g, real *sums) noexcept nogil:
+    """What `descend` leaves of one unit: W from column `first`, W_in and b; all of W where there is a mask."""
+    cdef Py_ssize_t q, n = m.n_rec
+    cdef const real *sign = <const real *>m.sign
+    cdef const unsigned char *mask = m.mask + p * n if m.mask != NULL else NULL
+    cdef real *w = <real *>m.w_rec + p * n
+    cdef real *w_in = <real *>m.w_in + p * m.n_in
     cdef real to
-    cdef int p
-    for i in range(ROWS):
-        p = m.unit[block * ROWS + i]
-        if p < 0:
-            continue
-        w, g = <real *>m.w_rec + p * n, <real *>m.tail + i * m.stride
-        mask = m.mask + p * n if m.mask != NULL else NULL
-        for q in range(first, n):
-            to = w[q] - (g[q] if mask == NULL else g[q] * mask[q])
-            if sign != NULL and sign[q] * to < 0:
-                to = 0
-            w[q] = to
-            if sums != NULL:
-                sums[q] += to
-        axpy(<real *>m.w_in + p * m.n_in, <real>-1, g + n, m.n_in)
-        if m.b_rec != NULL:
-            (<real *>m.b_rec)[p] -= g[n + m.n_in]
+    for q in range(first, n):
+        to = w[q] - (g[q] if mask == NULL else g[q] * mask[q])
+        if sign != NULL and sign[q] * to < 0:
+            to = 0
+        w[q] = to
+        if sums != NULL:
+            sums[q] += to
+    for q in range(m.n_in):
+        w_in[q] -= g[n + q]
+    if m.b_rec != NULL:
+        (<real *>m.b_rec)[p] -= g[n + m.n_in]
 
 
 cdef void descend_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry, Py_ssize_t rank,
                         real *sums) noexcept nogil:
     """The gradient of four units, descended at once; then their W z of the step to come, while W is at hand."""
-    cdef Py_ssize_t n = m.n_rec, i, k
+    cdef Py_ssize_t n = m.n_rec, i
     cdef Py_ssize_t lanes = F32_LANES if real is float else F64_LANES
     cdef Py_ssize_t whole = 0 if m.mask != NULL else n - n % lanes
-    cdef real *dummy = <real *>m.dummy
-    cdef real *tail = <real *>m.tail
-    cdef Tile tile = open_tile(m, block, rank, carry, dummy)
-    cdef void *w[ROWS]
+    cdef Tile tile = open_tile(m, block, rank, carry, sums)
     cdef real own[ROWS]
     cdef real own_sum[ROWS]
     cdef real current[ROWS]
     cdef int *unit = m.unit + block * ROWS
-    unit_rows(m, block, w, m.w_rec, n, dummy)
+    cdef int k
+    unit_rows(m, block, tile.out, m.w_rec, n, <real *>m.dummy)
     if n_terms or rank or sums != NULL:
+        tile.n_terms, tile.sign, tile.sums, tile.tail = n_terms, m.sign, sums, m.tail
         for i in range(ROWS):
             k = max(unit[i], 0)
-            own[i] = (<real *>m.w_rec)[k * (n + 1)]
+            own[i] = (<real *>tile.out[i])[k]
             own_sum[i] = sums[k] if sums != NULL else 0
-        tile.n_terms, tile.sign, tile.sums = n_terms, m.sign, sums
+        descend(&tile, whole, sums)
         for i in range(ROWS):
-            tile.out[i] = w[i]
-        descend(&tile, whole, tail)
-        for i in range(ROWS):
-            tile.out[i] = tail + i * m.stride
-            memset(tail + i * m.stride + whole, 0, (m.stride - whole) * sizeof(real))
-        add(&tile, whole, tail)
-        descend_tail(m, block, whole, sums, <const real *>m.sign)
+            if unit[i] >= 0:
+                descend_tail(m, unit[i], whole, <real *>m.tail + i * m.stride, sums)
         if not m.autapses:
             for i in range(ROWS):
-                if unit[i] >= 0:
-                    (<real *>w[i])[unit[i]] = own[i]
-            for i in range(ROWS):
+                (<real *>tile.out[i])[max(unit[i], 0)] = own[i]
+            for i in range(ROWS if sums != NULL else 0):
                 k = unit[i]
-                if k >= 0 and sums != NULL:
-                    sums[k] = own_sum[i] + (((<real *>w[0])[k] + (<real *>w[1])[k]) + ((<real *>w[2])[k] + (<real *>w[3])[k]))
-    dot_rows(&current[0], <real *>w[0], <real *>w[1], <real *>w[2], <real *>w[3], <const real *>m.pre, <real *>m.edge, n)
+                if k >= 0:
+                    sums[k] = own_sum[i] + (((<real *>tile.out[0])[k] + (<real *>tile.out[1])[k])
+                                            + ((<real *>tile.out[2])[k] + (<real *>tile.out[3])[k]))
+    dot_rows(&current[0], <real *>tile.out[0], <real *>tile.out[1], <real *>tile.out[2], <real *>tile.out[3],
+             <const real *>m.pre, <real *>m.edge, n)
     for i in range(ROWS):
         if unit[i] >= 0:
             (<real *>m.current)[unit[i]] = current[i]
@@ -242,7 +232,7 @@ cdef void add_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *
     if n_terms or rank:
         tile.n_terms = n_terms
         unit_rows(m, block, tile.out, m.grad, m.stride, <real *>m.dummy)
-        add(&tile, 0, carry)
+        add(&tile, carry)
 
 
 # ---------------------------------------------------------------- the `mean` factor
@@ -286,7 +276,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
             for i in range(ROWS):
                 tile.out[i] = rows + (c + i) * Q if c + i < C else dummy
             tile.n_terms = 0
-            add(&tile, 0, coef)
+            add(&tile, coef)
         c += ROWS
     if learn and not m.online:
         axpy(<real *>m.class_sums, <real>1, rows, C * Q)
