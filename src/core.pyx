@@ -1,5 +1,6 @@
 """The engine object: owns the state, checks what comes in, picks the kernels, runs them without the GIL."""
 
+import mmap
 import os
 from importlib import import_module
 
@@ -133,13 +134,31 @@ def aligned(shapes, dtype):
     """
     dtype = np.dtype(dtype)
     sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, shape in shapes.items()}
-    block = np.zeros(sum(-(-size // 64) * 64 for size in sizes.values()) + 64, np.uint8)
-    at = -block.ctypes.data % 64
+    block, at = _block(sum(-(-size // 64) * 64 for size in sizes.values()))
     arrays = {}
     for name, shape in shapes.items():
         arrays[name] = block[at : at + sizes[name]].view(dtype).reshape(shape)
         at += -(-sizes[name] // 64) * 64
     return arrays
+
+
+def _block(size):
+    """(zeroed bytes, offset of an aligned beginning); large ones on huge pages where the system has them.
+
+    The matrices of 512 units and more are passed over at every step: with small pages the time of a step depends on
+    where they happen to lie.
+    """
+    page = 1 << 21
+    if size >= page and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = mmap.mmap(-1, size + page)
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # this kernel has none
+        block = np.frombuffer(memory, np.uint8)
+        return block, -block.ctypes.data % page
+    block = np.zeros(size + 64, np.uint8)
+    return block, -block.ctypes.data % 64
 
 
 cdef class Engine:

@@ -183,10 +183,18 @@ cdef void line_up(real *edge, const real *x, Py_ssize_t n) noexcept nogil:
 
 
 cdef void matvec(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
-    """out[p] = sum_q w[p, q] x[q], four rows at a time."""
+    """out[p] = sum_q w[p, q] x[q], four rows at a time; short rows column by column."""
+    cdef Py_ssize_t L = 16 if real is float else 8
     cdef Py_ssize_t p = 0, q
     cdef real last[ROWS]
     cdef real edge[16]
+    if n < L:
+        for p in range(n_rows):
+            out[p] = w[p * n] * x[0]
+        for q in range(1, n):
+            for p in range(n_rows):
+                out[p] += w[p * n + q] * x[q]
+        return
     line_up(&edge[0], x, n)
     while p + ROWS <= n_rows:
         dot_rows(out + p, w + p * n, w + (p + 1) * n, w + (p + 2) * n, w + (p + 3) * n, x, &edge[0], n)
