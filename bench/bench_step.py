@@ -1,125 +1,159 @@
-"""Latency of one learned step (float32, two cell types, SGD at every step) beside a plain C loop.
+"""Latency of one learned step called from Python: batch 1, relu, two cell types, every weight updated at every step.
 
-    python bench/bench_step.py [--sizes 64 128 256] [--rounds 40]
+    python bench/bench_step.py [--sizes 64 256] [--dtypes float32] [--short]
 
-Prints, for every size and rule, the median microseconds of `Learner.step` called from Python, of one step
-of `Learner.run`, and of the plain C loop of plain.c (gcc -O3 -march=native), measured in turn in one process;
-the ratio is the median over rounds of run / plain.  Fails if the two do not compute the same weights.
+For every size and dtype all competitors are measured in turn in one process, one thread each, after each was checked to
+compute the same weights (within 1e-3 of their change). Rows: `step` is Learner.step; `run` and `chunk 16` are Learner.run
+per step; the rest are the competitors of competitors.py and plain.c, all called once per step. Columns: microseconds over all
+calls (a tail only where there are calls enough to show it); then this row over Learner.step of the same rule, over plain C,
+and over numba (numba's `exact` for `mean`). Ratios are medians over rounds of the ratio of the round's medians.
 """
 
-import argparse
-import ctypes
-import json
-import platform
-import subprocess
-import tempfile
-from pathlib import Path
+import inspect
+import sys
+import time
 from time import perf_counter_ns
 
-import numpy as np
-
-import modprop_fast as mf
-from modprop_fast import core
+import common
 
 N_IN = N_OUT = 2
-RULES = {"e-prop": (mf.EProp(), 0), "exact": (mf.ModProp(0.25), 1), "mean": (mf.ModProp(0.25, factor="mean"), 2)}
-FIELDS = "w w_in w_out b_out v z h h_before eps eps_before trace local row rows sums K means".split()
+CHECKED = 60  # steps
+OURS = "modprop_fast"
 
 
-class Plain(ctypes.Structure):
-    """The struct of plain.c."""
-
-    _fields_ = (
-        [(name, ctypes.c_long) for name in ("n", "n_in", "n_out", "factor")]
-        + [(name, ctypes.c_float) for name in ("leak", "lr", "mu")]
-        + [(name, ctypes.c_void_p) for name in ("type", *FIELDS)]
-    )
+def network(mf, np, n, dtype):
+    types = {"E": n - n // 5, "I": n // 5}
+    return mf.Network(N_IN, n, N_OUT, types=types, gain=0.8, dtype=dtype, rng=np.random.default_rng(n))
 
 
-def compile_plain(folder):
-    library = Path(folder) / "plain.so"
-    source = Path(__file__).with_name("plain.c")
-    subprocess.run(["gcc", "-O3", "-march=native", "-shared", "-fPIC", "-o", library, source], check=True)
-    return ctypes.CDLL(str(library))
+def same_weights(np, who, found, expected, start):
+    """Fail unless `found` is `expected` to within 1e-3 of the change since `start`, and the rounding of w in every step."""
+    for name, before in start.items():
+        change = np.abs(expected[name] - before).max()
+        away = np.abs(np.asarray(found[name]) - expected[name]).max()
+        rounding = 2 * np.sqrt(CHECKED) * np.finfo(before.dtype).eps * np.abs(before).max()
+        if not (change > 2 * rounding and away < 1e-3 * change + rounding):
+            sys.exit(f"{who}: {name} is {away:.2g} away after {CHECKED} steps in which it changed by {change:.2g}")
 
 
-class PlainLoop:
-    """plain.c on a copy of a network's weights."""
+def entries(mf, np, n, dtype, xs, targets):
+    """(rule, who) -> (call of one step, or of a stretch with the number of its steps), all checked."""
+    import competitors
 
-    def __init__(self, library, net, lr, factor):
-        n, m = net.n_rec, net.n_rec + net.n_in
-        shapes = dict(v=n, z=n, h=n, h_before=n, eps=m, eps_before=m, local=n, row=m, rows=2 * m, sums=2 * n, K=4, means=4)
-        shapes["trace"] = {0: 1, 1: n * 2 * m, 2: 4 * m}[factor]
-        self.arrays = {name: np.zeros(size, np.float32) for name, size in shapes.items()}
-        self.arrays |= {"w": net.w_rec.copy(), "w_in": net.w_in.copy(), "w_out": net.w_out.copy(), "b_out": net.b_out.copy()}
-        self.types = net.types.astype(np.intc)
-        pointers = [self.types.ctypes.data, *(self.arrays[name].ctypes.data for name in FIELDS)]
-        self.struct = Plain(n, net.n_in, net.n_out, factor, net.leak, lr, 0.25, *pointers)
-        self.library = library
-        library.plain_refresh(ctypes.byref(self.struct))
-
-    def run(self, xs, targets):
-        self.library.plain_run(
-            ctypes.byref(self.struct), ctypes.c_void_p(xs.ctypes.data), ctypes.c_void_p(targets.ctypes.data), ctypes.c_long(len(xs))
-        )
-
-
-def network(n):
-    rng = np.random.default_rng(n)
-    return mf.Network(N_IN, n, N_OUT, types={"E": n - n // 5, "I": n // 5}, gain=0.8, rng=rng)
-
-
-def measure(library, n, name, rounds, steps):
-    """Median microseconds of step, run and plain, and the median ratio run / plain."""
-    rule, factor = RULES[name]
-    rng = np.random.default_rng(0)
-    lr = 1e-4
-    net = network(n)
-    plain = PlainLoop(library, net, lr, factor)
-    learner = mf.Learner(net, rule, optimizer=mf.SGD(lr))
-    xs = rng.normal(size=(steps, N_IN)).astype(np.float32)
-    targets = rng.normal(size=(steps, N_OUT)).astype(np.float32)
-    start = net.w_rec.copy()
-    learner.run(xs, targets)
-    plain.run(xs, targets)
-    change = np.abs(net.w_rec - start).max()
-    assert np.abs(net.w_rec - plain.arrays["w"]).max() < 1e-3 * change, "the plain loop computes something else"
-
-    times = {"step": [], "run": [], "plain": []}
-    for _ in range(rounds):
-        for x, target in zip(xs, targets):
-            begin = perf_counter_ns()
+    rules = {"exact": mf.ModProp(competitors.MU), "mean": mf.ModProp(competitors.MU, factor="mean"), "e-prop": mf.EProp()}
+    start = network(mf, np, n, dtype).weights
+    out, expected = {}, {}
+    for name, rule in rules.items():
+        learner = mf.Learner(network(mf, np, n, dtype), rule, optimizer=mf.SGD(competitors.LR), threads=1)
+        for x, target in zip(xs[:CHECKED], targets):
             learner.step(x, target)
-            times["step"].append(perf_counter_ns() - begin)
-        begin = perf_counter_ns()
-        learner.run(xs, targets)
-        times["run"].append((perf_counter_ns() - begin) / steps)
-        begin = perf_counter_ns()
-        plain.run(xs, targets)
-        times["plain"].append((perf_counter_ns() - begin) / steps)
-    ratio = float(np.median(np.divide(times["run"], times["plain"])))
-    return {f"{key}_us": float(np.median(t)) / 1e3 for key, t in times.items()} | {"ratio": ratio}
+        expected[name] = {key: w.copy() for key, w in learner.network.weights.items()}
+        out[name, OURS] = learner.step, 0
+        for who, options in (("run", {}), ("chunk 16", {"chunk": 16})):
+            if options.keys() <= inspect.signature(learner.run).parameters.keys():
+                learner = mf.Learner(network(mf, np, n, dtype), rule, optimizer=mf.SGD(competitors.LR), threads=1)
+                out[name, who] = (lambda x, t, run=learner.run, options=options: run(x, t, **options)), 1
+            else:
+                out[name, who] = None, 0
+    for kind in competitors.STEPS:
+        other = kind(network(mf, np, n, dtype))
+        for x, target in zip(xs[:CHECKED], targets):
+            other.step(x, target)
+        want = expected[kind.rule] if kind.rule in rules else kind.expected(network(mf, np, n, dtype), xs[:CHECKED], targets)
+        same_weights(np, f"{kind.name} {kind.rule}", other.weights(), want, start)
+        out[kind.rule, kind.name] = other.step, 0
+        if hasattr(other, "run"):
+            out[kind.rule, f"{kind.name} run"] = (lambda x, t, run=other.run: run(x, t, len(x))), 1
+    return out
+
+
+def blocks(np, table, xs, targets, arguments):
+    """Each entry's block of one round: as many calls as its share of the time allows; two calls warm it."""
+    out = {}
+    for key, (call, is_stretch) in table.items():
+        if call is None:
+            continue
+        one = (lambda i, call=call: call(xs[i], targets[i])) if not is_stretch else None
+        began = time.perf_counter()
+        for i in range(5):
+            one(i) if one else call(xs[: 5], targets[: 5])
+        each = (time.perf_counter() - began) / (25 if is_stretch else 5)
+        calls = int(min(max(arguments.seconds / each, 10 * arguments.rounds), arguments.calls) / arguments.rounds)
+        calls = min(calls, len(xs))
+
+        def block(call=call, calls=calls, is_stretch=is_stretch):
+            if is_stretch:
+                call(xs[:2], targets[:2])
+                return [common.clock(call, xs[:calls], targets[:calls]) / calls]
+            call(xs[0], targets[0])
+            call(xs[1], targets[1])
+            times = []
+            for x, target in zip(xs[:calls], targets):
+                begin = perf_counter_ns()
+                call(x, target)
+                times.append(perf_counter_ns() - begin)
+            return times
+
+        out[key] = block
+    return out
+
+
+def measure(mf, np, n, dtype, arguments, printed):
+    per_round = max(arguments.calls // arguments.rounds, 10)
+    rng = np.random.default_rng(0)
+    xs, targets = (rng.normal(size=(max(per_round, CHECKED), size)).astype(dtype) for size in (N_IN, N_OUT))
+    times, kept = {}, []  # kept: so that the next launch does not get the same memory again
+    for _ in range(arguments.launches):
+        table = entries(mf, np, n, dtype, xs, targets)
+        kept.append(table if n <= 512 else None)
+        part = common.interleave(blocks(np, table, xs, targets, arguments), max(1, arguments.rounds // arguments.launches))
+        for key, rounds in part.items():
+            times.setdefault(key, []).extend(rounds)
+    rows = []
+    for rule, who in sorted(table, key=lambda key: ("exact", "mean", "e-prop", "TBPTT(1)").index(key[0])):
+        row = {"n_rec": n, "dtype": dtype, "rule": rule, "who": who}
+        if (rule, who) in times:
+            row |= common.summary(times[rule, who])
+            stretch = table[rule, who][1]
+            yardsticks = {"step": (rule, OURS), "plain": (rule, "plain C run" if stretch else "plain C")}
+            yardsticks["numba"] = ("exact" if rule == "mean" else rule), "numba"
+            row |= {f"over_{name}": common.ratio(times, (rule, who), other) for name, other in yardsticks.items()}
+            if stretch:
+                row["p99_us"] = row["p999_us"] = row["max_us"] = None
+        rows.append(row)
+        figures = ("median_us", "p99_us", "p999_us", "max_us", "over_step", "over_plain", "over_numba")
+        printed.row(n, dtype, rule, who, *(row.get(name) for name in figures))
+    ratios = {
+        "mean / e-prop": common.ratio(times, ("mean", OURS), ("e-prop", OURS)),
+        "exact / e-prop": common.ratio(times, ("exact", OURS), ("e-prop", OURS)),
+        "numba exact / chunk 16 exact": common.ratio(times, ("exact", "numba"), ("exact", "chunk 16")),
+    }
+    print("     ", ", ".join(f"{name} {value:.2f}" for name, value in ratios.items() if value), "\n", flush=True)
+    return rows, {"n_rec": n, "dtype": dtype, **ratios}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256])
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=500, help="per round")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    args = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        library = compile_plain(folder)
-        print(f"{platform.machine()}, {core.isa()}, {core.compiler()}, NumPy {np.__version__}; microseconds, medians of {args.rounds} rounds")
-        print(f"{'N':>5} {'rule':>8} {'step':>8} {'run':>8} {'plain C':>8} {'run/plain':>10}")
-        for n in args.sizes:
-            for name in RULES:
-                row = measure(library, n, name, args.rounds, args.steps)
-                rows.append({"n_rec": n, "rule": name, **row})
-                print(f"{n:5} {name:>8} {row['step_us']:8.2f} {row['run_us']:8.2f} {row['plain_us']:8.2f} {row['ratio']:10.2f}")
-    if args.json:
-        args.json.write_text(json.dumps({"isa": core.isa(), "compiler": core.compiler(), "numpy": np.__version__, "rows": rows}, indent=2))
+    arguments = common.options(
+        __doc__,
+        dict(sizes=[32, 64, 128, 256, 512, 1024], dtypes=["float32"], calls=4000, seconds=0.5, rounds=20, launches=4),
+        sizes=([32, 64, 128, 256, 512, 1024, 2048], "recurrent units"), dtypes=(["float32", "float64"], "precisions"),
+        calls=(100_000, "most calls of one competitor"),
+        seconds=(6.0, "most time of one competitor, unless that is under 10 calls a round"),
+        rounds=(40, "in each of which every competitor has its turn"),
+        launches=(5, "times that all are made anew: where arrays lie in memory changes their speed, by up to 2"),
+    )  # fmt: skip
+    common.start(arguments)
+    import competitors
+    import numpy as np
+
+    import modprop_fast as mf
+
+    competitors.load()
+    ratios = {"/step": "7.2f", "/plain": "7.2f", "/numba": "7.2f"}
+    times = {"median": "9.2f", "p99": "9.2f", "p99.9": "9.2f", "max": "9.0f"}
+    printed = common.Table(**{"N": "5d", "dtype": "<8", "rule": "<9", "who": "<12"}, **times, **ratios)
+    results = [measure(mf, np, n, dtype, arguments, printed) for dtype in arguments.dtypes for n in arguments.sizes]
+    common.finish(arguments, [row for rows, _ in results for row in rows], ratios=[ratios for _, ratios in results])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import checks
-from .core import MAX_TOGETHER, MAX_WINDOW, Engine, run_trials
+from .core import MAX_TOGETHER, MAX_WINDOW, Engine, Latency, run_trials
 from .losses import LOSSES, check_targets
 from .network import Network
 from .optimizers import SGD
@@ -162,6 +162,11 @@ class Learner:
         """Start a trial: state and traces to zero.  With ``refresh="update"`` the type means are taken from W anew."""
         self._follow_weights()
         self._engine.reset()
+
+    @property
+    def latency(self) -> Latency:
+        """How long each `step` takes: ``latency.start(deadline=1e-3)``, then p50, p99, max and misses."""
+        return self._engine.latency
 
     @property
     def loss(self) -> float:

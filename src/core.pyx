@@ -10,6 +10,7 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, 
 from cpython.number cimport PyNumber_Index
 
 from cpython.ref cimport PyObject
+from libc.string cimport memset
 
 from model cimport *
 
@@ -142,6 +143,9 @@ def aligned(shapes, dtype):
     return arrays
 
 
+include "latency.pxi"
+
+
 def _block(size):
     """(zeroed bytes, offset of an aligned beginning); large ones on huge pages where the system has them.
 
@@ -192,6 +196,7 @@ cdef class Engine:
     cdef Py_ssize_t n_weights
     cdef char format
     cdef bint busy, streams
+    cdef readonly Latency latency
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
     cdef object on_unstable
 
@@ -201,6 +206,7 @@ cdef class Engine:
         cdef Model *m = &self.m
         self.network, self.plan, self.feedback, self.on_unstable = network, plan, feedback, on_unstable
         self.streams = not plan.offline_because
+        self.latency = Latency()
         cdef bint double_precision = network.dtype == np.float64
         cdef size_t tables = import_module(f"modprop_fast._kernels_{isa()}").table()
         self.kernels = <const Kernels *>tables + double_precision
@@ -287,11 +293,11 @@ cdef class Engine:
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
-                "power_K": (S, r, r), "power_drive": (S * exact, D, r), "back": (2, S, r), "back_drive": (S * exact, D),
-                "coef": (S + C + 1, max(r, 1), ROWS), "old": (max(r, 1), ROWS, LANES), "tail": (ROWS, Q),
+                "power_K": (S, r, r), "power_drive": (S * exact, r, D), "back": (2, S, r), "back_drive": (S * exact, D),
+                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (max(r, 1), ROWS, LANES), "tail": (ROWS, Q),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
-                "readout": (N, C), "self_drive": (2, C),
+                "readout": (C, P), "self_drive": (2, C),
             },
             self.network.dtype,
         )  # fmt: skip
@@ -331,7 +337,7 @@ cdef class Engine:
             a["K"][:] = k * np.eye(m.rank) + (1 - k) * (V * mu) @ plan.u
             a["drive"][c["place"]] = (1 - k) * V.T
             a["class_drive"][:] = (1 - k) * np.eye(m.n_class)
-            a["readout"][:] = (V * mu).T
+            a["readout"][:, c["place"]] = V * mu
             self.kernels.derive(m)
 
     # ------------------------------------------------------------ modulation
@@ -411,6 +417,7 @@ cdef class Engine:
         cdef const void *aim = NULL
         cdef int status
         cdef unsigned long long fp
+        cdef long long began = mpf_now() if self.latency.on else 0
         if self.busy:
             raise RuntimeError("step: this learner is already running in another thread; give each thread its own")
         if not self.streams:
@@ -458,7 +465,10 @@ cdef class Engine:
             raise FloatingPointError(f"step: expected a finite readout, got {self.y}; the weights were left as they were")
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
-        return self.copy_y()
+        y = self.copy_y()
+        if self.latency.on:
+            self.latency.note(mpf_now() - began)
+        return y
 
     cdef long long _label(self, target) except? -1:
         try:

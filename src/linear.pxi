@@ -77,8 +77,8 @@ ctypedef struct Tile:
     Py_ssize_t rank        # 0: no traces
     Py_ssize_t stride      # Q
     void **terms           # (n_terms,) rows
-    void *coef             # (n_terms, ROWS), or (n_terms, r, ROWS) for `advance`
-    Py_ssize_t n_terms
+    void *coef             # (n_terms, P), or (n_terms, r, P) for `advance`, from the first unit of the block on
+    Py_ssize_t n_terms, n_places
     void *K                # (r, r) for `advance`
     bint held              # whether there is anything yet for K to hold on to
     void *old              # (r, ROWS, LANES) scratch
@@ -259,14 +259,15 @@ cdef void matmul(real *out, const real *w, const real *z, Py_ssize_t n) noexcept
 
 cdef inline void combine(vec *g, const Tile *tile, Py_ssize_t q, const vec *R) noexcept nogil:
     """Vector q of the gradient of four units; R is where the traces of its line begin, plus its place in the line."""
-    cdef Py_ssize_t of = per_line(g), j, a
+    cdef Py_ssize_t of = per_line(g), j, c = 0, a
     cdef vec x, g0 = spread(g, &ZERO, 0), g1 = g0, g2 = g0, g3 = g0
     for j in range(tile.n_terms):
         x = (<const vec *>tile.terms[j])[q]
-        g0 += spread(g, tile.coef, ROWS * j) * x
-        g1 += spread(g, tile.coef, ROWS * j + 1) * x
-        g2 += spread(g, tile.coef, ROWS * j + 2) * x
-        g3 += spread(g, tile.coef, ROWS * j + 3) * x
+        g0 += spread(g, tile.coef, c) * x
+        g1 += spread(g, tile.coef, c + 1) * x
+        g2 += spread(g, tile.coef, c + 2) * x
+        g3 += spread(g, tile.coef, c + 3) * x
+        c += tile.n_places
     for a in range(tile.rank):
         x = spread(g, tile.carry, a)
         g0 += x * R[0]
@@ -360,15 +361,16 @@ cdef inline void advance_pair(vec *R, const vec *was, const Tile *tile, Py_ssize
         was += ROWS * of
     for j in range(tile.n_terms):
         x = (<const vec *>tile.terms[j])[q]
-        c = (j * r + a) * ROWS
+        c = (j * r + a) * tile.n_places
         s0 += spread(R, tile.coef, c) * x
         s1 += spread(R, tile.coef, c + 1) * x
         s2 += spread(R, tile.coef, c + 2) * x
         s3 += spread(R, tile.coef, c + 3) * x
-        t0 += spread(R, tile.coef, c + 4) * x
-        t1 += spread(R, tile.coef, c + 5) * x
-        t2 += spread(R, tile.coef, c + 6) * x
-        t3 += spread(R, tile.coef, c + 7) * x
+        c += tile.n_places
+        t0 += spread(R, tile.coef, c) * x
+        t1 += spread(R, tile.coef, c + 1) * x
+        t2 += spread(R, tile.coef, c + 2) * x
+        t3 += spread(R, tile.coef, c + 3) * x
     R += a * ROWS * of
     R[0], R[of], R[2 * of], R[3 * of] = s0, s1, s2, s3
     R += ROWS * of
@@ -388,7 +390,7 @@ cdef inline void advance_single(vec *R, const vec *was, const Tile *tile, Py_ssi
         was += ROWS * of
     for j in range(tile.n_terms):
         x = (<const vec *>tile.terms[j])[q]
-        c = (j * r + a) * ROWS
+        c = (j * r + a) * tile.n_places
         s0 += spread(R, tile.coef, c) * x
         s1 += spread(R, tile.coef, c + 1) * x
         s2 += spread(R, tile.coef, c + 2) * x

@@ -90,7 +90,7 @@ ctypedef struct Model:
     void *K                   # (r, r) filter of the traces
     void *drive               # (D, r) (1-k) V[a, p]
     void *class_drive         # (C, r) drive of each class of the `mean` factor
-    void *readout             # (N, C) mu[p] V[c, p] of the low-rank `mean` factor
+    void *readout             # (C, P) mu[p] V[c, p] of the low-rank `mean` factor
     void *self_drive          # (2, C) kept part and drive of the self term l, see `mean_traces`
 
     # state
@@ -117,11 +117,11 @@ ctypedef struct Model:
     void *class_rows          # (C, Q) sum_a m[a] traces[c, a, :]
     void *class_sums          # (C, Q) their sum over the steps since the gradient was last complete
     void *power_K             # (S, r, r) K_t .. K_{t-n+1}: what n steps make of a trace
-    void *power_drive         # (S, D, r) drive of n - 1 steps ago, as it stands now
+    void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
     void *back                # (2, S, r) and (S, D): modulators carried back in time, see `carry_back`
     void *back_drive
     void **terms              # (S + C + 1,) rows that a block reads
-    void *coef                # (the same, max(r, 1), ROWS)
+    void *coef                # (the same, max(r, 1), P)
     void *old                 # (r, ROWS, LANES) scratch
     void *tail                # (ROWS, Q) scratch
     void *edge                # (LANES,) last line of z, see `line_up`

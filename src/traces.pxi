@@ -29,11 +29,12 @@ cdef void unit_rows(Model *m, Py_ssize_t block, void **rows, void *base, Py_ssiz
         rows[i] = <real *>base + p * width if p >= 0 else dummy
 
 
-cdef Tile open_tile(Model *m, Py_ssize_t block, Py_ssize_t rank, const void *carry, real *_) noexcept nogil:
+cdef Tile open_tile(Model *m, Py_ssize_t block, Py_ssize_t rank, const void *carry, const real *_) noexcept nogil:
     """A tile without terms; with the traces of the block, if `rank`."""
     cdef Tile tile
-    tile.stride, tile.rank, tile.carry, tile.n_terms = m.stride, rank, <void *>carry, 0
-    tile.terms, tile.coef, tile.old = m.terms, m.coef, m.old
+    tile.stride, tile.rank, tile.carry = m.stride, rank, <void *>carry
+    tile.terms, tile.n_terms, tile.n_places, tile.old = m.terms, 0, m.n_blocks * ROWS, m.old
+    tile.coef = <real *>m.coef + block * ROWS
     tile.traces = <real *>m.traces + block * ROWS * rank * m.stride if rank else NULL
     tile.sign = tile.sums = tile.tail = NULL
     return tile
@@ -94,7 +95,7 @@ cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
                 total = 0
                 for c in range(r):
                     total += P[((n - 1) * r + a) * r + c] * d[i * r + c]
-                D[(n * m.n_drive + i) * r + a] = total
+                D[(n * r + a) * m.n_drive + i] = total
         for a in range(r):
             for b in range(r):
                 total = 0
@@ -105,64 +106,83 @@ cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
 
 # ---------------------------------------------------------------- one block of units
 
-cdef Py_ssize_t local_term(Model *m, Py_ssize_t block, Py_ssize_t n, Py_ssize_t n_terms, bint erred, real *coef) noexcept nogil:
-    """Append the eligibility traces of n steps ago: L h eps if `erred`, and what modulators carry back to it."""
-    cdef Py_ssize_t i, s = slot(m, m.t - n), P = m.n_blocks * ROWS, at = block * ROWS
-    cdef const real *local = <const real *>m.local + s * P + at
-    cdef const real *h = <const real *>m.h_past + s * P + at
-    cdef const real *onto = <const real *>m.back_drive + n * m.n_drive
-    cdef real *c = coef + n_terms * ROWS
-    if n and m.trace == TRACE_EXACT:
-        for i in range(ROWS):
-            c[i] = h[i] * onto[m.block_type[block] if m.type != NULL else at + i]
-    else:
-        c[0] = c[1] = c[2] = c[3] = 0
-    if erred:
-        for i in range(ROWS):
-            c[i] += local[i]
-    if c[0] == 0 and c[1] == 0 and c[2] == 0 and c[3] == 0:  # four units at rest
-        return n_terms
-    m.terms[n_terms] = <real *>m.eps + s * m.stride
+cdef void spread_drive(Model *m, real *out, const real *h, const real *drive, Py_ssize_t first, Py_ssize_t step) noexcept nogil:
+    """out[p] = h[p] drive[class of p] for the places p of every so many blocks: one class to a block, or to a place."""
+    cdef Py_ssize_t block = first, apart = 0 if m.type != NULL else 1
+    cdef const real *d
+    while block < m.n_blocks:
+        d = drive + (m.block_type[block] if m.type != NULL else block * ROWS)
+        out[block * ROWS] = h[block * ROWS] * d[0]
+        out[block * ROWS + 1] = h[block * ROWS + 1] * d[apart]
+        out[block * ROWS + 2] = h[block * ROWS + 2] * d[2 * apart]
+        out[block * ROWS + 3] = h[block * ROWS + 3] * d[3 * apart]
+        block += step
+
+
+cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps, Py_ssize_t first, Py_ssize_t step, real *coef) noexcept nogil:
+    """Terms and coefficients (., P) of the gradient of every so many blocks over the last steps: those of now first.
+
+    Of n steps ago: L h where there was an error to learn from, and in `exact` what modulators carry back to it.
+    A block whose traces are younger uses fewer.  Online, there is no error but that of now.
+    """
+    cdef Py_ssize_t P = m.n_blocks * ROWS, n, p, s
+    cdef const real *local
+    cdef real *c
+    for n in range(n_steps + 1):
+        s = slot(m, m.t - n)
+        c = coef + n * P
+        m.terms[n] = <real *>m.eps + s * m.stride
+        if n and m.trace == TRACE_EXACT:
+            spread_drive(m, c, <real *>m.h_past + s * P, <real *>m.back_drive + n * m.n_drive, first, step)
+        else:
+            memset(c, 0, P * sizeof(real))
+        if m.erred[s] and (n == 0 or not m.online and n < n_steps):
+            local = <real *>m.local + s * P
+            for p in range(P):
+                c[p] += local[p]
+    return n_steps + 1
+
+
+cdef void trace_terms(Model *m, Py_ssize_t n_steps, Py_ssize_t first, real *coef) noexcept nogil:
+    """Terms and coefficients (., r, P) of what the last steps add to the traces of a group: the last one first."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, n, a, s
+    for n in range(1, n_steps + 1):
+        s = slot(m, m.t - n)
+        m.terms[n - 1] = <real *>m.eps + s * m.stride
+        for a in range(m.rank):
+            spread_drive(m, coef + ((n - 1) * m.rank + a) * P, <real *>m.h_past + s * P,
+                         <real *>m.power_drive + (n * m.rank + a) * m.n_drive, first, m.window)
+
+
+cdef void own_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *_) noexcept nogil:
+    """Without self-modulation each type has its own eps + l in place of eps."""
+    cdef Py_ssize_t n
     if m.self_traces != NULL:
-        m.terms[n_terms] = <real *>m.class_eps + (s * m.n_class + m.block_type[block]) * m.stride
-    return n_terms + 1
+        for n in range(n_terms):
+            m.terms[n] = <real *>m.class_eps + (slot(m, m.t - n) * m.n_class + m.block_type[block]) * m.stride
 
 
 cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *rows, real *coef) noexcept nogil:
     """Append the nonlocal term of the `mean` factor: the row of the type, or sum_c mu[p] V[c, p] rows[c]."""
-    cdef Py_ssize_t i, c
-    cdef int p
+    cdef Py_ssize_t P = m.n_blocks * ROWS, c, i
     for c in range(m.n_class):
         if m.type != NULL and c != m.block_type[block]:
             continue
-        for i in range(ROWS):
-            p = m.unit[block * ROWS + i]
-            coef[n_terms * ROWS + i] = 0
-            if p >= 0:
-                coef[n_terms * ROWS + i] = 1 if m.type != NULL else (<real *>m.readout)[p * m.n_class + c]
+        for i in range(block * ROWS, block * ROWS + ROWS):
+            if m.type == NULL:
+                coef[n_terms * P + i] = (<real *>m.readout)[c * P + i]
+            else:
+                coef[n_terms * P + i] = m.unit[i] >= 0
         m.terms[n_terms] = <void *>(rows + c * m.stride)
         n_terms += 1
     return n_terms
 
 
-cdef void advance_block(Model *m, Py_ssize_t block, real *coef) noexcept nogil:
-    """Bring the traces of four units from step `since` to step t."""
-    cdef Py_ssize_t n_steps = m.t - m.since[block % m.window], n_terms = 0, n, i, a, s, r = m.rank
+cdef void advance_block(Model *m, Py_ssize_t block, const real *coef) noexcept nogil:
+    """Bring the traces of four units from step `since` to step t; `coef` as `trace_terms` left it."""
+    cdef Py_ssize_t n_steps = m.t - m.since[block % m.window], r = m.rank
     cdef Tile tile = open_tile(m, block, r, NULL, coef)
-    cdef const real *D
-    cdef const real *h
-    for n in range(n_steps, 0, -1):
-        s = slot(m, m.t - n)
-        h = <const real *>m.h_past + (s * m.n_blocks + block) * ROWS
-        if h[0] == 0 and h[1] == 0 and h[2] == 0 and h[3] == 0:
-            continue
-        D = <const real *>m.power_drive + n * m.n_drive * r
-        for a in range(r):
-            for i in range(ROWS):
-                coef[(n_terms * r + a) * ROWS + i] = h[i] * D[(m.block_type[block] if m.type != NULL else block * ROWS + i) * r + a]
-        m.terms[n_terms] = <real *>m.eps + s * m.stride
-        n_terms += 1
-    tile.n_terms = n_terms
+    tile.coef, tile.n_terms = <void *>(coef + block * ROWS), n_steps
     tile.K, tile.held = <real *>m.power_K + n_steps * r * r, m.since[block % m.window] > 0
     advance(&tile, coef)
 
@@ -261,7 +281,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     c = 0
     while c < C:
         tile.traces, tile.K, tile.held = G + c * r * Q, m.K, True
-        tile.n_terms = 1 + ROWS if m.self_traces != NULL else 1
+        tile.n_terms, tile.n_places, tile.coef = 1 + ROWS if m.self_traces != NULL else 1, ROWS, coef
         m.terms[0] = <void *>eps_before
         memset(coef, 0, tile.n_terms * r * ROWS * sizeof(real))
         for i in range(ROWS):
@@ -302,20 +322,22 @@ cdef bint any_error(Model *m, Py_ssize_t n_steps) noexcept nogil:
 
 cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     """Bring one group of blocks up to date: the gradient that it owes, then its traces."""
-    cdef Py_ssize_t n_steps = m.t - m.since[group], block, n, n_terms
-    cdef bint owes = not m.online and any_error(m, n_steps)
-    cdef const real *carry = <real *>m.back + (SLOTS + n_steps) * m.rank
-    cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0
-    block = group
-    while block < m.n_blocks:
-        if owes:
-            n_terms = 0
-            for n in range(n_steps if m.trace == TRACE_EXACT else n_steps - 1, -1, -1):
-                n_terms = local_term(m, block, n, n_terms, (n < n_steps) & m.erred[slot(m, m.t - n)], coef)
-            add_block(m, block, n_terms, carry, rank if m.since[group] else 0)
-        if m.trace == TRACE_EXACT:
+    cdef Py_ssize_t n_steps = m.t - m.since[group], block, n_terms
+    cdef bint exact = m.trace == TRACE_EXACT
+    cdef Py_ssize_t rank = m.rank if exact and m.since[group] else 0
+    if not m.online and any_error(m, n_steps):
+        n_terms = gradient_terms(m, n_steps, group, m.window, coef) - (not exact)
+        block = group
+        while block < m.n_blocks:
+            own_terms(m, block, n_terms, coef)
+            add_block(m, block, n_terms, <real *>m.back + (SLOTS + n_steps) * m.rank, rank)
+            block += m.window
+    if exact:
+        trace_terms(m, n_steps, group, coef)
+        block = group
+        while block < m.n_blocks:
             advance_block(m, block, coef)
-        block += m.window
+            block += m.window
     m.since[group] = m.t
 
 
@@ -342,7 +364,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
 
 cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nogil:
     """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
-    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.window, block, group, p, n_steps, n_terms
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.window, block, p, n_steps, n_terms
     cdef real *local = <real *>m.local + s * m.n_blocks * ROWS
     cdef real *h_past = <real *>m.h_past + s * m.n_blocks * ROWS
     cdef real *modulator = <real *>m.modulator + s * r
@@ -350,7 +372,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     cdef real *sums = NULL
     cdef const real *h = <const real *>m.h
     cdef real scale = <real>m.lr if m.online else 1
-    cdef bint refresh
+    cdef bint refresh, exact = m.trace == TRACE_EXACT
     m.erred[s] = learn
     for p in range(n):
         h_past[m.place[p]] = h[p]
@@ -379,25 +401,25 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     refresh = m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
     if refresh:
         memset(m.column_sums, 0, r * n * sizeof(real))
+    if exact:
+        trace_terms(m, n_steps, due, coef)
+        block = due
+        while block < m.n_blocks:
+            advance_block(m, block, coef)
+            block += m.window
+    m.since[due] = m.t
+    gradient_terms(m, n_steps if exact else 0, 0, 1, coef)
     for block in range(m.n_blocks):
-        group = block % m.window
-        n_steps = m.t - m.since[group]
-        if group == due:
-            if m.trace == TRACE_EXACT:
-                advance_block(m, block, coef)
-            n_steps = 0
-        n_terms = 0
-        if m.trace == TRACE_EXACT:
-            for p in range(n_steps, 0, -1):
-                n_terms = local_term(m, block, p, n_terms, False, coef)
-        n_terms = local_term(m, block, 0, n_terms, True, coef)
-        if m.trace == TRACE_MEAN:
-            n_terms = class_terms(m, block, n_terms, <real *>m.class_rows, coef)
+        n_terms = 1
+        if exact:
+            n_terms += m.t - m.since[block % m.window]
+        elif m.trace == TRACE_MEAN:
+            own_terms(m, block, 1, coef)
+            n_terms = class_terms(m, block, 1, <real *>m.class_rows, coef)
         if refresh:
             sums = <real *>m.column_sums + m.block_type[block] * n
-        descend_block(m, block, n_terms, <real *>m.back + (SLOTS + n_steps) * r,
-                      r if m.trace == TRACE_EXACT and (m.since[group] > 0 or group == due) else 0, sums)
-    m.since[due] = m.t
+        descend_block(m, block, n_terms, <real *>m.back + (SLOTS + n_terms - 1) * r,
+                      r if exact and m.since[block % m.window] else 0, sums)
     m.ahead = True
     if refresh:
         means_from_sums(m, <real *>m.column_sums)

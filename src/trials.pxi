@@ -228,16 +228,15 @@ cdef void adjoint(Model *m, Record *rec, Adjoint kind, bint cells, const real *m
 cdef void add_products(Model *m, const real *rows, const real *sources, Py_ssize_t n_steps) noexcept nogil:
     """grad[p, q] += sum_t rows[t, p] sources[t, q]; many steps for each pass over grad.  (N, Q), (T, N), (T, Q)."""
     cdef real *coef = <real *>m.coef
-    cdef Py_ssize_t block, i, t, first = 0, last, n = m.n_rec
-    cdef int p
+    cdef Py_ssize_t block, p, t, first = 0, last, n = m.n_rec, P = m.n_blocks * ROWS
+    memset(coef, 0, SLOTS * P * sizeof(real))
     while first < n_steps:
         last = min(first + SLOTS, n_steps)
         for t in range(first, last):
             m.terms[t - first] = <void *>(sources + t * m.stride)
+        for t in range(first, last):
+            for p in range(n):
+                coef[(t - first) * P + m.place[p]] = rows[t * n + p]
         for block in range(m.n_blocks):
-            for i in range(ROWS):
-                p = m.unit[block * ROWS + i]
-                for t in range(first, last):
-                    coef[(t - first) * ROWS + i] = rows[t * n + p] if p >= 0 else 0
             add_block(m, block, last - first, <real *>NULL, 0)
         first = last
