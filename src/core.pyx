@@ -154,7 +154,7 @@ def _block(size):
     """
     page = 1 << 21
     if size >= page and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, size + page)
+        memory = mmap.mmap(-1, size + page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
