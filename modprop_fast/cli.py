@@ -1,10 +1,11 @@
-"""The command line: ``modprop-fast train TASK`` and ``modprop-fast info``.
+"""The command line: ``modprop-fast train TASK``, ``modprop-fast bench`` and ``modprop-fast info``.
 
 Bad input is one sentence on stderr and exit code 2, a training that diverges exit code 1, Ctrl-C exit code 130.
 """
 
 import argparse
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_train(commands)
+    _add_bench(commands)
     _add_info(commands)
     return parser
 
@@ -141,6 +143,27 @@ def _command(task: str, out: Path, until_learned: bool, threads: int | None) -> 
     words += ["--until-learned"] * until_learned
     words += [] if threads is None else ["--threads", str(threads)]
     return shlex.join(words)
+
+
+# ------------------------------------------------------------ bench
+
+
+def _add_bench(commands: Any) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="measure this machine, the engine and what others would use, in about two minutes",
+        description="The short form of all benchmarks, in a clone of the repository: tables, their JSON and bench.png. "
+        "Competitors that are not installed (numba, torch, jax; a C compiler) are named and skipped.",
+    )
+    command.add_argument("--out", type=Path, default=Path("bench-results"), metavar="FOLDER", help="default bench-results")
+    command.set_defaults(run=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    script = Path(__file__).resolve().parents[1] / "bench" / "run_all.py"
+    if not script.exists():
+        raise ValueError(f"bench: expected to run from a clone of the repository, with its bench folder, got {script.parents[1]}")
+    return subprocess.run([sys.executable, str(script), "--out", str(arguments.out)]).returncode
 
 
 # ------------------------------------------------------------ info

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 import warnings
@@ -107,11 +109,14 @@ def test_a_stream_accumulates_the_gradient_of_its_trial(problem, rule):
 
 
 @settings(max_examples=25)
-@given(problems("float32", activations=ALL), any_rule)
-def test_a_batch_does_not_depend_on_the_threads(problem, rule):
-    trial = problem.inputs, problem.targets, problem.mask
+@given(any_dtype.flatmap(lambda d: problems(d)), any_rule, st.sampled_from([1, 3, 4, 7, 20, 37]))
+def test_a_batch_does_not_depend_on_the_threads(problem, rule, n_trials):
+    """Nor on how many trials go through W together: at most sixteen, and fewer with more threads."""
+    some = np.arange(n_trials) % len(problem.inputs)
+    trial = problem.inputs[some] * problem.rng.normal(size=(n_trials, 1, 1)), problem.targets[some]
+    trial += (None if problem.mask is None else problem.mask[some],)
     fits = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 8):
         learner = twin(problem, rule, optimizer=mf.Adam(0.01), threads=threads)
         fits.append((learner.fit_trials(*trial), learner.network.weights, learner.evaluate(*trial)))
     for loss, weights, evaluation in fits[1:]:
@@ -375,6 +380,27 @@ def test_two_learners_in_two_threads_compute_what_they_compute_alone():
     for thread in threads:
         thread.join()
     assert np.array_equal(found[0], alone) and np.array_equal(found[1], alone)
+
+
+SUBNORMAL = """
+import numpy as np
+tiny = np.full(64, 1e-40, "float32")
+assert (tiny * np.float32(0.5) > 0).all()
+import modprop_fast as mf
+assert (tiny * np.float32(0.5) > 0).all(), "importing changed the process"
+learner = mf.Learner(mf.Network(1, 40, 1, rng=np.random.default_rng(0)), mf.ModProp(0.25))
+x = np.ones((3, 1), "float32")
+learner.step(x[0], x[0]); learner.run(x, x); learner.fit_trials(x[None], x[None]); learner.gradient(x[None], x[None], mode="offline")
+assert (tiny * np.float32(0.5) > 0).all(), "a kernel left its setting behind"
+for _ in range(3000):
+    learner.step(np.zeros(1, "float32"))
+traces = np.concatenate([a.ravel() for name, a in learner._engine.arrays.items() if name in ("eps", "traces", "v")])
+assert not ((traces != 0) & (abs(traces) < 1.1e-38)).any(), "a network at rest has subnormal traces"
+"""
+
+
+def test_subnormals_of_other_code_are_left_alone_and_ours_are_none():
+    subprocess.run([sys.executable, "-c", SUBNORMAL], check=True)
 
 
 def resident():
