@@ -106,7 +106,7 @@ def numba_kernels():
 
     What was tried and kept (microseconds here at N = 64 / 256 / 1024 in bench_step's setting):
       - one loop over the rows of R and W instead of one loop each: 2.3 / 17 / 350 for the best of both;
-      - the next step's W z in that loop too, so that W is passed over once: 1024: 350 -> 250;
+      - the next step's W z in that loop too: no gain by itself (349 / 366 at 1024), but it leaves fewer streams to space out;
       - R as two (N, N) matrices. As (N, 2, N) LLVM hoists its overlap test out of the loop over rows, where rows interleave,
         and runs scalar code: 7.5 / 101 / 1750;
       - matrices 17 cache lines apart, so that they do not fall into the same cache sets: 1024: 380 -> 245;

@@ -158,6 +158,10 @@ class Learner:
         self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0)
         return ys
 
+    def weights_changed(self):
+        """For a program that wrote into the recurrent weights through a bare address, which nothing else can notice."""
+        self._engine.forget_ahead()
+
     def reset(self):
         """Start a trial: state and traces to zero.  With ``refresh="update"`` the type means are taken from W anew."""
         self._follow_weights()

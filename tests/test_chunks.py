@@ -123,7 +123,7 @@ def test_a_write_into_the_weights_counts_at_the_next_step(write, call):
         each.run(xs[:6], targets[:6])
     WRITES[write](nets[0], kept)
     WRITES[write](nets[1], fresh_write_kept)
-    fresh._engine.forget_ahead()
+    fresh.weights_changed()
     if call == "step":
         found, expected = learner.step(xs[6]), fresh.step(xs[6])
     else:
