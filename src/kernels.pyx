@@ -14,8 +14,8 @@ no Python and is ``noexcept nogil``.
 
 Vectors.  The loops over a row are written in registers (`vec`, linear.pxi): one entry's additions come in the
 order written here, and sums over entries are taken over a fixed number of lanes.  Together with
-``-ffp-contract=off`` this makes every instruction set compute the same bits; on the processors measured a fused
-multiply-add gained 2 to 5 % and would have cost that.  Subnormal numbers are flushed to zero while a kernel runs,
+``-ffp-contract=off`` this makes every instruction set compute the same bits; in a trial of the update loop a fused
+multiply-add gained 5 to 10 % and would have cost that.  Subnormal numbers are flushed to zero while a kernel runs,
 by core.pyx.
 """
 
