@@ -64,7 +64,7 @@ def learning(file: BinaryIO, config: Config, rows: Sequence[Row], learned: int |
     """
     iteration = [row.iteration for row in rows]
     end = max([*iteration, 1])
-    free = ("rule", "factor", "refresh", "iterations", "seed", "dtype")  # all else makes the published setting
+    free = ("rule", "modulation", "factor", "refresh", "iterations", "seed", "dtype")  # all else makes the published setting
     published = replace(Config(), **{name: getattr(config, name) for name in free}) == config
     with rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 4.6), dpi=200, layout="constrained")
@@ -84,7 +84,7 @@ def learning(file: BinaryIO, config: Config, rows: Sequence[Row], learned: int |
             top.set_title(f"five in a row ≥ {CRITERION:g} from {learned}", loc="right", fontsize=8, color=_INK)
         top.set(yscale="log", ylabel="loss")
         bottom.set(xlim=(0, end), ylim=(0.2, 1.03), xlabel="iteration (one batch each)", ylabel="accuracy")
-        rule = f"{config.rule} {config.factor}" if config.rule == "modprop" else config.rule
+        rule = f"modprop {config.modulation} {config.factor}" if config.rule == "modprop" else config.rule
         top.set_title(f"{config.task}, {rule}, seed {config.seed}", loc="left", fontsize=9)
         if published:
             bottom.legend(loc="lower right")

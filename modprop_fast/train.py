@@ -72,6 +72,9 @@ class Config:
     delay: int = _option(700, "steps between the two cues")
     cue: int = _option(100, "steps of each cue")
     rule: str = _option("modprop", "learning rule: modprop, eprop or bptt")
+    modulation: str = _option(
+        "types", "modprop: types (means of W over cell types) or cells (W itself, backwards through each trial)"
+    )
     factor: str = _option("exact", "modprop: postsynaptic factor of the nonlocal term, exact or mean")
     refresh: str | int = _option(
         "update", "modprop: type means follow the weights at every update, never, or every so many"
@@ -93,6 +96,7 @@ class Config:
     def __post_init__(self) -> None:
         checks.choice("task", self.task, tuple(TASKS))
         checks.choice("rule", self.rule, ("modprop", "eprop", "bptt"))
+        checks.choice("modulation", self.modulation, ("types", "cells"))
         checks.choice("dtype", self.dtype, ("float32", "float64"))
         integers = {"delay": 0, "cue": 1, "n_rec": 2, "batch": 1, "iterations": 1, "lr_every": 1, "seed": 0}
         for name, least in integers.items():
@@ -108,7 +112,7 @@ class Config:
 
     def make_rule(self) -> Rule:
         """The learning rule, with this configuration's variant of it."""
-        modprop = ModProp(mu=self.mu, factor=self.factor, refresh=self.refresh)
+        modprop = ModProp(mu=self.mu, modulation=self.modulation, factor=self.factor, refresh=self.refresh)
         return {"modprop": modprop, "eprop": EProp(), "bptt": BPTT()}[self.rule]
 
     def to_json(self) -> str:

@@ -47,8 +47,8 @@ def test_train_ends_with_what_a_person_wants(capsys):
 
 def test_every_value_has_an_option(capsys):
     values = {
-        "delay": 11, "cue": 6, "rule": "eprop", "factor": "mean", "refresh": 7, "mu": 0.5, "n_rec": 13, "tau": 11.0,
-        "dt": 2.0, "batch": 5, "iterations": 3, "lr": 1e-3, "lr_decay": 0.5, "lr_every": 7, "l2": 0.0, "l1": 0.0,
+        "delay": 11, "cue": 6, "rule": "eprop", "modulation": "cells", "factor": "mean", "refresh": 7, "mu": 0.5, "n_rec": 13,
+        "tau": 11.0, "dt": 2.0, "batch": 5, "iterations": 3, "lr": 1e-3, "lr_decay": 0.5, "lr_every": 7, "l2": 0.0, "l1": 0.0,
         "seed": 1, "dtype": "float64",
     }  # fmt: skip
     assert values.keys() == {field.name for field in fields(Config)} - {"task"}

@@ -88,6 +88,7 @@ def test_config_round_trip():
         {"task": "xor"},
         {"rule": "bp"},
         {"factor": "h"},
+        {"modulation": "units"},
         {"dtype": "float16"},
         {"refresh": "always"},
         {"refresh": 0},
@@ -188,6 +189,7 @@ def test_learned_at_the_fifth_in_a_row(tmp_path, monkeypatch):
         {"refresh": "never"},
         {"rule": "eprop"},
         {"rule": "bptt"},
+        {"modulation": "cells", "factor": "mean"},
         {"dtype": "float64"},
     ],
     ids=str,
@@ -229,7 +231,7 @@ def test_finished_run_is_left_alone(tmp_path):
 
 
 OTHER = {
-    "delay": 11, "cue": 6, "rule": "eprop", "factor": "mean", "refresh": "never", "mu": 0.5, "n_rec": 13,
+    "delay": 11, "cue": 6, "rule": "eprop", "modulation": "cells", "factor": "mean", "refresh": "never", "mu": 0.5, "n_rec": 13,
     "tau": 11.0, "dt": 2.0, "batch": 5, "lr": 1e-3, "lr_decay": 0.5, "lr_every": 7, "l2": 0.0, "l1": 0.0, "seed": 1,
     "dtype": "float64",
 }  # fmt: skip
