@@ -72,7 +72,6 @@ cdef void filter_from_means(Model *m, real *coef) noexcept nogil:
 cdef void refresh_filter(Model *m, const real *w) noexcept nogil:
     """M, and all that follows from it, from W as it stands."""
     cdef Py_ssize_t p
-    settle(m, <real *>m.coef)
     memset(m.column_sums, 0, m.rank * m.n_rec * sizeof(real))
     for p in range(m.n_rec):
         axpy(<real *>m.column_sums + m.type[p] * m.n_rec, <real>1, w + p * m.n_rec, m.n_rec)

@@ -90,6 +90,22 @@ def test_sgd_by_chunks_is_accumulation_and_application(problem, name, chunk):
     assert np.allclose(more[0][0], more[1][0], rtol=1e-9, atol=1e-11)
 
 
+def test_what_is_owed_to_the_gradient_goes_through_the_filter_of_its_time():
+    """A reset takes the type means anew: the steps before it are completed with the old ones."""
+    xs, targets = np.random.default_rng(0).normal(size=(2, 9, 2)).astype("float32")
+    found = []
+    for write in (False, True):
+        net = mf.Network(2, 9, 2, activation="tanh", rng=np.random.default_rng(1))
+        learner = mf.Learner(net, mf.ModProp(0.5), update="apply")
+        learner.run(xs, targets)
+        if write:
+            net.w_rec *= -3
+            learner.reset()
+        found.append(learner.accumulated)
+    assert np.abs(found[0]["w_rec"]).max() > 0.01
+    assert_close(found[1], {name: g.astype(float) for name, g in found[0].items()}, 1e-6)
+
+
 WRITES = {
     "attribute": lambda net, kept: net.w_rec.__setitem__((0, 1), 2.0),
     "assignment": lambda net, kept: setattr(net, "w_rec", np.full((9, 9), 0.25)),
