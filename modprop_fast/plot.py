@@ -81,7 +81,10 @@ def learning(file: BinaryIO, config: Config, rows: Sequence[Row], learned: int |
         if learned is not None:
             for axes in (top, bottom):
                 axes.axvline(learned, color=_INK, linewidth=0.8, linestyle="--")
-            top.set_title(f"five in a row ≥ {CRITERION:g} from {learned}", loc="right", fontsize=8, color=_INK)
+            late = learned > 0.4 * end
+            place = {"xy": (learned, 0.07 if late else 0.4), "xycoords": ("data", "axes fraction"), "ha": "right" if late else "left"}
+            place |= {"xytext": (-4 if late else 4, 0), "textcoords": "offset points"}
+            bottom.annotate(f"five in a row ≥ {CRITERION:g}\nfrom {learned}", **place, fontsize=8, color=_INK)
         top.set(yscale="log", ylabel="loss")
         bottom.set(xlim=(0, end), ylim=(0.2, 1.03), xlabel="iteration (one batch each)", ylabel="accuracy")
         rule = f"modprop {config.modulation} {config.factor}" if config.rule == "modprop" else config.rule
