@@ -407,7 +407,7 @@ cdef class Engine:
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
         the array or a part of it is seen in the reference counts.
         """
-        if self.m.ahead and (self.stamp[0] != self.seen or Py_REFCNT(self.w_rec) > 1
+        if self.m.ahead and (not MPF_COUNTS_TELL or self.stamp[0] != self.seen or Py_REFCNT(self.w_rec) > 1
                              or Py_REFCNT(self.block) > self.n_weights):
             self.m.ahead = False
 

@@ -2,6 +2,11 @@
 
 cdef extern from *:
     """
+    #ifdef Py_GIL_DISABLED  /* reference counts are split between threads and say little */
+    #define MPF_COUNTS_TELL 0
+    #else
+    #define MPF_COUNTS_TELL 1
+    #endif
     #if defined(__clang__)
     #define MPF_COMPILER "clang " __clang_version__
     #elif defined(__GNUC__)
@@ -42,6 +47,7 @@ cdef extern from *:
     """
     const char *MPF_COMPILER
     int mpf_cpu_level()
+    bint MPF_COUNTS_TELL
     unsigned long long mpf_flush() noexcept nogil
     void mpf_unflush(unsigned long long state) noexcept nogil
 
