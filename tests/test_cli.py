@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import modprop_fast
-from modprop_fast import Learner, core
+from modprop_fast import Learner, cli, core
 from modprop_fast.cli import main
 from modprop_fast.train import Config, read_config, train
 
@@ -74,6 +74,13 @@ def test_info(capsys):
     out = capsys.readouterr().out
     for part in (modprop_fast.__version__, core.compiler(), core.isa(), "threads"):
         assert part in out
+
+
+def test_bench_needs_the_repository(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "modprop_fast" / "cli.py"))
+    assert "bench: expected to run from a clone of the repository" in refused(capsys, ["bench"])
+    monkeypatch.undo()
+    assert (Path(cli.__file__).parents[1] / "bench" / "run_all.py").exists()
 
 
 @pytest.mark.parametrize(
