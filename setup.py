@@ -7,8 +7,9 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-# -ffp-contract=off: every instruction set computes the same bits (see src/kernels.pyx).
 SOURCES = ["src/model.pxd", "src/kernels.pyx", *map(str, Path("src").glob("*.pxi"))]
+# -ffp-contract=off: every instruction set computes the same bits (see src/kernels.pyx).  The kernels are vectorised by
+# hand; what -ftree-slp-vectorize makes of the sums of lanes is slower than what is written.
 FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-tree-slp-vectorize"]
 ISA_FLAGS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":

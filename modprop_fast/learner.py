@@ -69,6 +69,9 @@ class Learner:
             raise TypeError(f"rule: expected a rule such as ModProp(0.25) or EProp(), got {checks.describe(rule)}")
         if not isinstance(optimizer, SGD):
             raise TypeError(f"optimizer: expected SGD(...) or Adam(...), got {checks.describe(optimizer)}")
+        for name, weight in network.weights.items():
+            if not weight.flags.writeable:
+                raise ValueError(f"network: expected weights that can be written, got a read-only {name}")
         checks.choice("loss", loss, LOSSES)
         plain = optimizer == SGD(optimizer.lr)
         update = checks.choice("update", update or ("step" if plain else "apply"), ("step", "apply"))
@@ -201,7 +204,8 @@ class Learner:
     def fit_trials(self, inputs, targets, mask=None, *, chunk="auto") -> float:
         """One update from B trials, each from rest, with the weights frozen until all are done.
 
-        Memory does not depend on B or T (with a rule that cannot stream: O(T N) per thread).
+        Memory does not depend on T, nor on B beyond the sixteen trials that a thread holds at most (with a rule that
+        cannot stream: O(T N) per thread).
 
         Parameters
         ----------
@@ -255,7 +259,10 @@ class Learner:
         network = self.network
         inputs, targets, weights = self._check_trials(inputs, targets, mask)
         outputs = np.empty((*inputs.shape[:2], network.n_out), network.dtype)
-        new = lambda: Engine(network, Plan(), self.loss_name, online=True)  # noqa: E731
+
+        def new():
+            return Engine(network, Plan(), self.loss_name, online=True)
+
         loss = sum(engine.loss for engine in self._over_trials([], new, inputs, targets, weights, "evaluate", outputs))
         accuracy = None
         if self.loss_name == "cross_entropy":

@@ -8,7 +8,6 @@ import numpy as np
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
-
 from cpython.ref cimport PyObject
 from libc.string cimport memset
 

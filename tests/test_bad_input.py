@@ -141,6 +141,13 @@ def test_an_unknown_instruction_set(monkeypatch):
         core.isa()
 
 
+def test_read_only_weights():
+    one = net()
+    one.w_in.flags.writeable = False
+    with pytest.raises(ValueError, match="network: expected weights that can be written, got a read-only w_in"):
+        mf.Learner(one)
+
+
 def test_inputs_are_never_modified():
     one = learner(update="apply")
     xs, ys, mask = XS + 1.0, YS + 2.0, np.ones(4, bool)
