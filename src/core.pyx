@@ -140,6 +140,7 @@ cdef class Engine:
         m.rank = plan.rank
         m.n_class = plan.rank
         m.window = WINDOW_ONLINE if online else WINDOW
+        m.n_groups = m.window if online else 1
         sources = m.n_rec + m.n_in + ("b_rec" in network.weights)
         m.stride = -(-sources // LANES) * LANES
         m.activation = {"relu": RELU, "softplus": SOFTPLUS, "tanh": TANH, "sigmoid": SIGMOID, "identity": IDENTITY}[
@@ -164,7 +165,6 @@ cdef class Engine:
         m.w_out, m.b_out = address(weights["w_out"]), address(weights["b_out"])
         m.b_rec = address(weights.get("b_rec"))
         m.sign = address(self.network.sign)
-        m.mask = <unsigned char *>address(self.network.mask)
         m.feedback = address(self.feedback)
         self.stamp = <long long *>address(self.network._stamp)
         self.w_rec, self.block = <PyObject *>weights["w_rec"], <PyObject *>weights["w_rec"].base
@@ -189,6 +189,7 @@ cdef class Engine:
             "since": np.zeros(S, np.intp),
             "erred": np.zeros(S, np.uint8),
             "terms": np.zeros(S + C + 1, np.uintp),
+            "awake": np.zeros(unit.size, np.uint64),
         } | aligned({"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r)}, np.float64)
         m.n_blocks = len(unit)
         m.n_drive = unit.size if low_rank else r
@@ -197,6 +198,7 @@ cdef class Engine:
         m.type = <int *>address(c["type"]) if self.plan.types is not None else NULL
         m.drive_class, m.since = <int *>address(c["drive_class"]), <Py_ssize_t *>address(c["since"])
         m.erred, m.terms = <unsigned char *>address(c["erred"]), <void **>address(c["terms"])
+        m.awake = <unsigned long long *>address(c["awake"])
         m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
         m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
 
@@ -209,7 +211,7 @@ cdef class Engine:
         own = mean and not m.self_modulation
         blocks = len(self.constants["unit"]) if exact else (C + ROWS - 1) // ROWS * mean
         past = S * (exact and m.follows)
-        kept = 0 if m.online else N
+        kept, masked = 0 if m.online else N, self.network.mask is not None
         a = self.arrays = aligned(
             {
                 "pre": (Q,), "v": (N,), "h": (N,), "h_past": (S, P), "eps": (S, Q), "local": (S, P), "modulator": (S, r),
@@ -218,7 +220,8 @@ cdef class Engine:
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * exact, r, D), "back": (2, S, r), "back_drive": (S * exact, D),
-                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (max(r, 1), ROWS, LANES), "tail": (ROWS, Q),
+                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
+                "keep": (N * masked, N),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (C, P), "self_drive": (2, C),
@@ -235,10 +238,31 @@ cdef class Engine:
         m.signal, m.class_rows, m.class_sums = address(a["signal"]), address(a["class_rows"]), address(a["class_sums"])
         m.power_K, m.power_drive = address(a["power_K"]), address(a["power_drive"])
         m.back, m.back_drive = address(a["back"]), address(a["back_drive"])
-        m.coef, m.old, m.tail, m.dummy = address(a["coef"]), address(a["old"]), address(a["tail"]), address(a["dummy"])
+        m.coef, m.old = address(a["coef"]), address(a["old"])
+        m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
+        m.keep = address(a["keep"])
+        a["pick"][LANES:] = 1
+        a["pick"][2 * LANES] = 0
+        if masked:
+            a["keep"][:] = self.network.mask
+        self._point_at_rows()
         m.column_sums, m.u, m.K, m.drive = address(a["column_sums"]), address(a["u"]), address(a["K"]), address(a["drive"])
         m.class_drive, m.readout, m.self_drive = address(a["class_drive"]), address(a["readout"]), address(a["self_drive"])
         self._bind_gradient()
+
+    cdef _point_at_rows(self):
+        """Rows of W and of the mask by place; where there is no unit, a row of zeros, that stays so."""
+        def rows(array):
+            at = array.ctypes.data + self.constants["unit"].ravel().astype(np.intp) * array.strides[0]
+            return np.where(self.constants["unit"].ravel() >= 0, at, self.arrays["dummy"].ctypes.data).astype(np.uintp)
+
+        c = self.constants
+        c["w_rows"] = rows(self.network.weights["w_rec"])
+        self.m.w_rows = <void **>address(c["w_rows"])
+        self.m.keep_rows = NULL
+        if self.m.keep != NULL:
+            c["keep_rows"] = rows(self.arrays["keep"])
+            self.m.keep_rows = <void **>address(c["keep_rows"])
 
     cdef _bind_gradient(self):
         cdef Model *m = &self.m
@@ -462,6 +486,7 @@ cdef class Engine:
     cdef _set_window(self, Py_ssize_t window):
         self.kernels.settle(&self.m)
         self.m.window = window
+        self.m.n_groups = window if self.m.online else 1
         self.constants["since"][:] = self.m.t
 
     @property

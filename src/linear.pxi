@@ -1,10 +1,10 @@
 # Vectors, matrix-vector products, and the two things that happen to a block of ROWS rows, described by a `Tile`:
 #
 #     combine     g[i] = sum_j coef[j, i] terms[j] + sum_a carry[a] R[a, i]        the gradient of four units
-#     advance     R[a, i] = sum_c K[a, c] R[c, i] + sum_j coef[j, a, i] terms[j]   their traces
+#     advance     R[a, i] = sum_c K[a, c] R[c, i] + sum_j drive[j, a] h[j] terms[j]      the traces of one of them
 #
-# `terms` are rows of presynaptic traces that the four units share: each is loaded once for four.  The traces of a
-# block, (Q / LANES, r, ROWS, LANES) numbers, lie in the order in which they are read.
+# `terms` are rows of presynaptic traces.  In `combine` the four units share them: each is loaded once for four.  The
+# traces of a block, (Q / LANES, r, ROWS, LANES) numbers, lie in the order in which `combine` reads them.
 #
 # A `vec` is one register of the instruction set, F32_LANES float32 or F64_LANES float64; a compiler without vector
 # types gets registers of one lane.  Its lanes never meet but in `dot_rows`, where they are folded in a fixed order.
@@ -38,8 +38,10 @@ cdef extern from *:
           return a[0] + a[1];
       }
       #define mpf_prefetch(address) __builtin_prefetch(address)
+      #define mpf_lowest(bits) __builtin_ctz(bits)
     #else
       #define mpf_prefetch(address)
+      static int mpf_lowest(unsigned int bits) { int n = 0; while (!(bits >> n & 1)) n++; return n; }
       #define MPF_LANES(type) 1
       static float mpf_fold_f32(const float *s) {
           return (((s[0] + s[8]) + (s[4] + s[12])) + ((s[2] + s[10]) + (s[6] + s[14]))) +
@@ -62,6 +64,7 @@ cdef extern from *:
     f64v spread_f64 "mpf_spread_f64" (double c) noexcept nogil
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
+    int lowest "mpf_lowest" (unsigned int bits) noexcept nogil  # place of the lowest bit that is set
     void prefetch "mpf_prefetch" (const void *address) noexcept nogil
     float fold_f32 "mpf_fold_f32" (const float *s) noexcept nogil  # sum of 16 lanes, by halves
     double fold_f64 "mpf_fold_f64" (const double *s) noexcept nogil  # of 8
@@ -74,24 +77,36 @@ ctypedef fused vec:
     f64v
 
 ctypedef struct Tile:
-    void *out[ROWS]        # rows that are written: of W, of the gradient
+    void **out             # (ROWS,) rows that are written: of W, of the gradient
     void *traces           # of the block
     void *carry            # (r,) what they count for
     Py_ssize_t rank        # 0: no traces
     Py_ssize_t stride      # Q
     void **terms           # (n_terms,) rows
-    void *coef             # (n_terms, P), or (n_terms, r, P) for `advance`, from the first unit of the block on
+    void *coef             # (n_terms, P) from the first unit of the block on
     Py_ssize_t n_terms, n_places
-    void *K                # (r, r) for `advance`
+    # of `advance`
+    void *K                # (r, r)
     bint held              # whether there is anything yet for K to hold on to
-    void *old              # (r, ROWS, LANES) scratch
-    void *sign             # (n,) of `descend`, or NULL
-    void *sums             # (n,) of `descend`: the new rows are added to it; or NULL
-    void *tail             # (ROWS, Q) of `descend`: the gradient beyond its whole vectors
+    void **h               # (n_terms,) where that of the first unit is
+    void *drive            # of term j and modulator a: j * drive_step + a * drive_apart numbers on
+    Py_ssize_t drive_step, drive_apart
+    void *old              # a block of traces, scratch, if rank > 2
+    # of `descend`
+    Py_ssize_t n           # columns of W
+    int *own               # (ROWS,) units, -1 where there is none, if W has no diagonal; or NULL
+    void *sign             # (n,) or NULL
+    void **keep            # (ROWS,) rows of the mask, or NULL
+    void *sums             # (n,) the new rows are added to it; or NULL
+    void *z                # (n,) what the new rows are multiplied with
+    void *dots             # (ROWS, 64 bytes) out: lanes of these products, over whole LANES of columns
+    void *tail             # (ROWS, LANES + Q) out: LANES zeros, then the gradient of the columns that are left
+    void *pick             # zeros, ones, one zero, ones: LANES, LANES, 1, LANES - 1
 
 
 cdef enum:
     AHEAD = 2048  # bytes of traces: measured, 5 to 10 % where these are not in the second cache
+    GROUP = 4     # terms that `advance` adds in one pass over a unit's traces
 
 cdef double ZERO = 0  # of either type, read from the front
 
@@ -143,15 +158,24 @@ cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void 
 
 
 cdef inline void dot_lines(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x,
-                           const void *edge, Py_ssize_t n) noexcept nogil:
-    """`dot_vectors` over n >= 1 lines' worth of entries; the last line, `edge` of x, may overlap the one before."""
+                           const void *edge, Py_ssize_t n, Py_ssize_t first) noexcept nogil:
+    """`dot_vectors` from line `first` to entry n, a line's worth at least; the last line, `edge` of x, may overlap the one before."""
     cdef Py_ssize_t L = 16 if vec is f32v else 8
-    cdef Py_ssize_t k, rest = (n - L) * (64 // L)
-    for k in range(ROWS * (LANES // F32_LANES)):
-        s[k] = spread(s, &ZERO, 0)
-    dot_vectors(s, w0, w1, w2, w3, x, n // L)
+    cdef Py_ssize_t k, rest = (n - L) * (64 // L), begin = first * 64
+    if first == 0:
+        for k in range(ROWS * (LANES // F32_LANES)):
+            s[k] = spread(s, &ZERO, 0)
+    dot_vectors(s, <char *>w0 + begin, <char *>w1 + begin, <char *>w2 + begin, <char *>w3 + begin, <char *>x + begin, n // L - first)
     if n % L:
         dot_vectors(s, <char *>w0 + rest, <char *>w1 + rest, <char *>w2 + rest, <char *>w3 + rest, edge, 1)
+
+
+cdef inline real fold(const real *s) noexcept nogil:
+    """Sum of the lanes of one line."""
+    if real is float:
+        return fold_f32(s)
+    else:
+        return fold_f64(s)
 
 
 cdef void dot_rows(real *out, const real *w0, const real *w1, const real *w2, const real *w3, const real *x,
@@ -164,13 +188,13 @@ cdef void dot_rows(real *out, const real *w0, const real *w1, const real *w2, co
     cdef real r0 = 0, r1 = 0, r2 = 0, r3 = 0
     if n >= L:
         if real is float:
-            dot_lines(&s_f32[0], w0, w1, w2, w3, x, edge, n)
+            dot_lines(&s_f32[0], w0, w1, w2, w3, x, edge, n, 0)
             for q in range(ROWS):
-                out[q] = fold_f32(<float *>&s_f32[0] + L * q)
+                out[q] = fold(<real *>&s_f32[0] + L * q)
         else:
-            dot_lines(&s_f64[0], w0, w1, w2, w3, x, edge, n)
+            dot_lines(&s_f64[0], w0, w1, w2, w3, x, edge, n, 0)
             for q in range(ROWS):
-                out[q] = fold_f64(<double *>&s_f64[0] + L * q)
+                out[q] = fold(<real *>&s_f64[0] + L * q)
         return
     for q in range(n):
         r0 += w0[q] * x[q]
@@ -263,19 +287,20 @@ cdef void matmul(real *out, const real *w, const real *z, Py_ssize_t n) noexcept
 
 # ---------------------------------------------------------------- blocks of rows
 
-cdef inline void combine(vec *g, const Tile *tile, Py_ssize_t rank, Py_ssize_t q, const vec *R) noexcept nogil:
+cdef inline void combine(vec *g, void **terms, const void *coef, Py_ssize_t n_terms, Py_ssize_t n_places,
+                         const void *carry, Py_ssize_t rank, const vec *R, Py_ssize_t q) noexcept nogil:
     """Vector q of the gradient of four units; R is where the traces of its line begin, plus its place in the line."""
     cdef Py_ssize_t of = per_line(g), j, c = 0, a
     cdef vec x, g0 = spread(g, &ZERO, 0), g1 = g0, g2 = g0, g3 = g0
-    for j in range(tile.n_terms):
-        x = (<const vec *>tile.terms[j])[q]
-        g0 += spread(g, tile.coef, c) * x
-        g1 += spread(g, tile.coef, c + 1) * x
-        g2 += spread(g, tile.coef, c + 2) * x
-        g3 += spread(g, tile.coef, c + 3) * x
-        c += tile.n_places
+    for j in range(n_terms):
+        x = (<const vec *>terms[j])[q]
+        g0 += spread(g, coef, c) * x
+        g1 += spread(g, coef, c + 1) * x
+        g2 += spread(g, coef, c + 2) * x
+        g3 += spread(g, coef, c + 3) * x
+        c += n_places
     for a in range(rank):
-        x = spread(g, tile.carry, a)
+        x = spread(g, carry, a)
         for j in range(ROWS):
             prefetch(<char *>(R + j * of) + AHEAD)
         g0 += x * R[0]
@@ -286,187 +311,271 @@ cdef inline void combine(vec *g, const Tile *tile, Py_ssize_t rank, Py_ssize_t q
     g[0], g[1], g[2], g[3] = g0, g1, g2, g3
 
 
-cdef inline vec keep_sign(vec w, const vec *sign, Py_ssize_t q) noexcept nogil:
+cdef inline vec keep_sign(vec w, const vec *sign) noexcept nogil:
     """0 where a weight crossed zero against its sign; a NaN stays a NaN, so that it is found in y."""
     if vec is f32v:
-        return keep_f32(w, sign[q])
+        return keep_f32(w, sign[0])
     else:
-        return keep_f64(w, sign[q])
+        return keep_f64(w, sign[0])
 
 
-cdef inline void descend_body(const vec *kind, const Tile *given, Py_ssize_t rank, Py_ssize_t n) noexcept nogil:
-    cdef Tile copy = given[0]  # that no store can touch
-    cdef Tile *tile = &copy
+cdef inline void descend_body(const vec *kind, const Tile *tile, Py_ssize_t rank) noexcept nogil:
+    """What `descend` does, for a rank that the compiler may know.  No store here is to a field of the tile, nor to a
+    number that it points to but the ones it is said to write: so all else is read into locals first."""
     cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES
-    cdef Py_ssize_t of = per_line(kind), whole = n // lanes, n_vectors = tile.stride // lanes, q = 0, k
-    cdef vec g[ROWS]
-    cdef vec w0, w1, w2, w3
-    cdef vec *sums = <vec *>tile.sums
-    cdef vec *tail = <vec *>tile.tail
+    cdef Py_ssize_t of = per_line(kind), n_lines = tile.n // LANES, n_vectors = tile.stride // lanes, line, k, i, q = 0
+    cdef Py_ssize_t n_terms = tile.n_terms, n_places = tile.n_places, first = n_vectors, n_own = 0
+    cdef void **terms = tile.terms
+    cdef void **keep = tile.keep
+    cdef const void *coef = tile.coef
+    cdef const void *carry = tile.carry
+    cdef const int *own = tile.own
+    cdef const vec *pick
     cdef const vec *R = <const vec *>tile.traces
-    while q < n_vectors:
+    cdef const vec *sign = <const vec *>tile.sign
+    cdef const vec *z = <const vec *>tile.z
+    cdef vec *sums = <vec *>tile.sums
+    cdef vec *dots = <vec *>tile.dots
+    cdef vec *tail = <vec *>tile.tail + of
+    cdef vec *w0 = <vec *>tile.out[0]
+    cdef vec *w1 = <vec *>tile.out[1]
+    cdef vec *w2 = <vec *>tile.out[2]
+    cdef vec *w3 = <vec *>tile.out[3]
+    cdef vec g[ROWS]
+    cdef vec a, b, c, d, e = spread(kind, &ZERO, 0), d0 = e, d1 = e, d2 = e, d3 = e
+    if own != NULL:
+        first = own[0] // lanes
+        for i in range(ROWS):
+            if own[i] >= 0:
+                n_own = own[i] // lanes + 1 - first
+    for line in range(n_lines):
         for k in range(of):
-            combine(g, tile, rank, q, R + k)
-            if q < whole:
-                w0 = (<vec *>tile.out[0])[q] - g[0]
-                w1 = (<vec *>tile.out[1])[q] - g[1]
-                w2 = (<vec *>tile.out[2])[q] - g[2]
-                w3 = (<vec *>tile.out[3])[q] - g[3]
-                if tile.sign != NULL:
-                    w0 = keep_sign(w0, <const vec *>tile.sign, q)
-                    w1 = keep_sign(w1, <const vec *>tile.sign, q)
-                    w2 = keep_sign(w2, <const vec *>tile.sign, q)
-                    w3 = keep_sign(w3, <const vec *>tile.sign, q)
-                if sums != NULL:
-                    sums[q] += (w0 + w1) + (w2 + w3)
-                (<vec *>tile.out[0])[q] = w0
-                (<vec *>tile.out[1])[q] = w1
-                (<vec *>tile.out[2])[q] = w2
-                (<vec *>tile.out[3])[q] = w3
-            else:
-                tail[q] = g[0]
-                tail[n_vectors + q] = g[1]
-                tail[2 * n_vectors + q] = g[2]
-                tail[3 * n_vectors + q] = g[3]
+            combine(g, terms, coef, n_terms, n_places, carry, rank, R + k, q)
+            if <size_t>(q - first) < <size_t>n_own:
+                for i in range(ROWS):
+                    if own[i] >= 0 and own[i] // lanes == q:
+                        g[i] *= (<const vec *>(<char *>tile.pick + (2 * LANES - own[i] % lanes) * sizeof(vec) // lanes))[0]
+            if keep != NULL:
+                for i in range(ROWS):
+                    g[i] *= (<const vec *>keep[i])[q]
+            a, b, c, d = w0[q] - g[0], w1[q] - g[1], w2[q] - g[2], w3[q] - g[3]
+            if sign != NULL:
+                a, b, c, d = keep_sign(a, sign + q), keep_sign(b, sign + q), keep_sign(c, sign + q), keep_sign(d, sign + q)
+            if sums != NULL:
+                sums[q] += (a + b) + (c + d)
+            w0[q], w1[q], w2[q], w3[q] = a, b, c, d
+            if <int>F32_LANES == <int>LANES:  # a register is one line
+                e = z[q]
+                d0 += a * e
+                d1 += b * e
+                d2 += c * e
+                d3 += d * e
+            q += 1
+        R += rank * ROWS * of
+    if <int>F32_LANES == <int>LANES:
+        dots[0], dots[1], dots[2], dots[3] = d0, d1, d2, d3
+    for line in range(n_lines, n_vectors // of):
+        for k in range(of):
+            combine(g, terms, coef, n_terms, n_places, carry, rank, R + k, q)
+            for i in range(ROWS):
+                tail[i * (n_vectors + of)] = g[i]
+            tail += 1
             q += 1
         R += rank * ROWS * of
 
 
-cdef void descend_vectors(const vec *kind, const Tile *tile, Py_ssize_t n) noexcept nogil:
-    """out[i] -= g[i] over whole vectors below column n, with signs and column sums where given; tail[i] = g[i] beyond.
+cdef void descend_vectors(const vec *kind, const Tile *tile) noexcept nogil:
+    if tile.rank == 0:
+        descend_body(kind, tile, 0)
+    elif tile.rank == 1:
+        descend_body(kind, tile, 1)
+    elif tile.rank == 2:
+        descend_body(kind, tile, 2)
+    else:
+        descend_body(kind, tile, tile.rank)
+
+
+cdef void descend(const Tile *tile, const real *_) noexcept nogil:
+    """out[i] -= g[i] where keep[i], with signs, over whole LANES of columns; then their column sums and products with z.
 
     Up to two modulators their number is a constant to the compiler.
     """
-    if tile.rank == 0:
-        descend_body(kind, tile, 0, n)
-    elif tile.rank == 1:
-        descend_body(kind, tile, 1, n)
-    elif tile.rank == 2:
-        descend_body(kind, tile, 2, n)
+    if real is float:
+        descend_vectors(<const f32v *>NULL, tile)
     else:
-        descend_body(kind, tile, tile.rank, n)
+        descend_vectors(<const f64v *>NULL, tile)
+
+
+cdef void descend_edge(const vec *kind, const Tile *tile, Py_ssize_t rest) noexcept nogil:
+    """The last `rest` columns of W by the gradient in `tail`, as its last LANES: the others by zero."""
+    cdef Py_ssize_t size = sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), i, k
+    cdef Py_ssize_t of = per_line(kind), width = (LANES + tile.stride) * size, last = (tile.n - LANES) * size
+    cdef vec w, sum
+    for k in range(of):
+        sum = spread(kind, &ZERO, 0)
+        for i in range(ROWS):
+            w = (<vec *>(<char *>tile.tail + i * width + rest * size))[k]
+            if tile.keep != NULL:
+                w *= (<vec *>(<char *>tile.keep[i] + last))[k]
+            w = (<vec *>(<char *>tile.out[i] + last))[k] - w
+            if tile.sign != NULL:
+                w = keep_sign(w, <const vec *>(<char *>tile.sign + last) + k)
+            (<vec *>(<char *>tile.out[i] + last))[k] = w
+            sum += w
+        if tile.sums != NULL:
+            (<vec *>(<char *>tile.sums + last))[k] += sum * (<const vec *>(<char *>tile.pick + rest * size))[k]
+
+
+cdef void descend_last(const Tile *tile, Py_ssize_t rest, const real *_) noexcept nogil:
+    if real is float:
+        descend_edge(<const f32v *>NULL, tile, rest)
+    else:
+        descend_edge(<const f64v *>NULL, tile, rest)
+
+
+cdef inline void finish_dots(real *out, const Tile *tile, const real *edge) noexcept nogil:
+    """out[i] = out-row i . z, of which `dots` may hold the lanes up to the last whole LANES."""
+    cdef const real *w0 = <real *>tile.out[0]
+    cdef const real *w1 = <real *>tile.out[1]
+    cdef const real *w2 = <real *>tile.out[2]
+    cdef const real *w3 = <real *>tile.out[3]
+    cdef Py_ssize_t L = 16 if real is float else 8, first = tile.n // LANES * LANES // L, i
+    if <int>F32_LANES != <int>LANES or first == 0:
+        dot_rows(out, w0, w1, w2, w3, <real *>tile.z, edge, tile.n)
+        return
+    if real is float:
+        dot_lines(<f32v *>tile.dots, w0, w1, w2, w3, tile.z, edge, tile.n, first)
+    else:
+        dot_lines(<f64v *>tile.dots, w0, w1, w2, w3, tile.z, edge, tile.n, first)
+    for i in range(ROWS):
+        out[i] = fold(<real *>tile.dots + L * i)
 
 
 cdef void add_vectors(const vec *kind, const Tile *given) noexcept nogil:
-    """out[i] += g[i]."""
     cdef Tile copy = given[0]  # that no store can touch
     cdef Tile *tile = &copy
-    cdef Py_ssize_t of = per_line(kind), n_vectors = tile.stride // LANES * of, q = 0, k
+    cdef Py_ssize_t of = per_line(kind), n_vectors = tile.stride // LANES * of, q = 0, k, i
     cdef vec g[ROWS]
     cdef const vec *R = <const vec *>tile.traces
     while q < n_vectors:
         for k in range(of):
-            combine(g, tile, tile.rank, q, R + k)
-            (<vec *>tile.out[0])[q] += g[0]
-            (<vec *>tile.out[1])[q] += g[1]
-            (<vec *>tile.out[2])[q] += g[2]
-            (<vec *>tile.out[3])[q] += g[3]
+            combine(g, tile.terms, tile.coef, tile.n_terms, tile.n_places, tile.carry, tile.rank, R + k, q)
+            for i in range(ROWS):
+                (<vec *>tile.out[i])[q] += g[i]
             q += 1
         R += tile.rank * ROWS * of
 
 
-cdef inline void advance_pair(vec *R, const vec *was, const Tile *tile, Py_ssize_t a, Py_ssize_t q) noexcept nogil:
-    """Modulators a and a + 1 of four units, one vector of each; `was` is what the traces were."""
-    cdef Py_ssize_t of = per_line(R), r = tile.rank, c, j
-    cdef vec x, k, s0 = spread(R, &ZERO, 0), s1 = s0, s2 = s0, s3 = s0, t0 = s0, t1 = s0, t2 = s0, t3 = s0
-    for c in range(r if tile.held else 0):
-        k = spread(R, tile.K, a * r + c)
-        x = spread(R, tile.K, (a + 1) * r + c)
-        s0 += k * was[0]
-        s1 += k * was[of]
-        s2 += k * was[2 * of]
-        s3 += k * was[3 * of]
-        t0 += x * was[0]
-        t1 += x * was[of]
-        t2 += x * was[2 * of]
-        t3 += x * was[3 * of]
-        was += ROWS * of
-    for j in range(tile.n_terms):
-        x = (<const vec *>tile.terms[j])[q]
-        c = (j * r + a) * tile.n_places
-        s0 += spread(R, tile.coef, c) * x
-        s1 += spread(R, tile.coef, c + 1) * x
-        s2 += spread(R, tile.coef, c + 2) * x
-        s3 += spread(R, tile.coef, c + 3) * x
-        c += tile.n_places
-        t0 += spread(R, tile.coef, c) * x
-        t1 += spread(R, tile.coef, c + 1) * x
-        t2 += spread(R, tile.coef, c + 2) * x
-        t3 += spread(R, tile.coef, c + 3) * x
-    R += a * ROWS * of
-    R[0], R[of], R[2 * of], R[3 * of] = s0, s1, s2, s3
-    R += ROWS * of
-    R[0], R[of], R[2 * of], R[3 * of] = t0, t1, t2, t3
-
-
-cdef inline void advance_single(vec *R, const vec *was, const Tile *tile, Py_ssize_t a, Py_ssize_t q) noexcept nogil:
-    """The modulator left over where the rank is odd."""
-    cdef Py_ssize_t of = per_line(R), r = tile.rank, c, j
-    cdef vec x, k, s0 = spread(R, &ZERO, 0), s1 = s0, s2 = s0, s3 = s0
-    for c in range(r if tile.held else 0):
-        k = spread(R, tile.K, a * r + c)
-        s0 += k * was[0]
-        s1 += k * was[of]
-        s2 += k * was[2 * of]
-        s3 += k * was[3 * of]
-        was += ROWS * of
-    for j in range(tile.n_terms):
-        x = (<const vec *>tile.terms[j])[q]
-        c = (j * r + a) * tile.n_places
-        s0 += spread(R, tile.coef, c) * x
-        s1 += spread(R, tile.coef, c + 1) * x
-        s2 += spread(R, tile.coef, c + 2) * x
-        s3 += spread(R, tile.coef, c + 3) * x
-    R += a * ROWS * of
-    R[0], R[of], R[2 * of], R[3 * of] = s0, s1, s2, s3
-
-
-cdef void advance_vectors(const vec *kind, const Tile *given) noexcept nogil:
-    """The traces of four units: what they were, if `held`, through K, and what the terms add.
-
-    Two modulators at a time.  With more than two the old vectors are copied to `old` first, since every
-    new one is made of all of them.
-    """
-    cdef Tile copy = given[0]  # that no store can touch
-    cdef Tile *tile = &copy
-    cdef Py_ssize_t of = per_line(kind), r = tile.rank, n_vectors = tile.stride // LANES * of, q = 0, a, i, k
-    cdef vec *line = <vec *>tile.traces
-    cdef vec *R
-    cdef vec *old = <vec *>tile.old
-    while q < n_vectors:
-        for k in range(of):
-            R = line + k
-            if r <= 2:
-                old = R
-            elif tile.held:
-                for i in range(r * ROWS):
-                    old[i * of] = R[i * of]
-            a = 0
-            while a + 2 <= r:
-                advance_pair(R, old, tile, a, q)
-                a += 2
-            if a < r:
-                advance_single(R, old, tile, a, q)
-            q += 1
-        line += r * ROWS * of
-
-
-cdef void descend(Tile *tile, Py_ssize_t n, const real *_) noexcept nogil:
-    if real is float:
-        descend_vectors(<const f32v *>NULL, tile, n)
-    else:
-        descend_vectors(<const f64v *>NULL, tile, n)
-
-
-cdef void add(Tile *tile, const real *_) noexcept nogil:
+cdef void add(const Tile *tile, const real *_) noexcept nogil:
+    """out[i] += g[i]."""
     if real is float:
         add_vectors(<const f32v *>NULL, tile)
     else:
         add_vectors(<const f64v *>NULL, tile)
 
 
-cdef void advance(Tile *tile, const real *_) noexcept nogil:
-    if real is float:
-        advance_vectors(<const f32v *>NULL, tile)
+cdef inline void advance_body(vec *R, const vec *was, const Tile *tile, Py_ssize_t a, Py_ssize_t n_mod, Py_ssize_t r, bint mix,
+                              Py_ssize_t unit, const int *used, Py_ssize_t count) noexcept nogil:
+    """Modulators a .. a + n_mod (1 or 2) of one unit: K times what was, or with `mix` False what is, plus `count` of its terms."""
+    cdef Py_ssize_t of = per_line(R), n_lines = tile.stride // LANES, apart = ROWS * of, line, k, c, j, at, q = 0
+    cdef const vec *row[GROUP]
+    cdef vec c0[GROUP]
+    cdef vec c1[GROUP]
+    cdef vec s, t, x, k0 = spread(R, tile.K, a * r), k1
+    if n_mod == 2:
+        k1 = spread(R, tile.K, (a + 1) * r)
+    for j in range(count):
+        row[j] = <const vec *>tile.terms[used[j]]
+        at, x = used[j] * tile.drive_step + a * tile.drive_apart, spread(R, tile.h[used[j]], unit)
+        c0[j] = spread(R, tile.drive, at) * x
+        if n_mod == 2:
+            c1[j] = spread(R, tile.drive, at + tile.drive_apart) * x
+    for line in range(n_lines):
+        for k in range(of):
+            at = line * tile.rank * apart + k
+            if mix:
+                s = k0 * was[at]
+                if n_mod == 2:
+                    t = k1 * was[at]
+                for c in range(1, r):
+                    x = was[at + c * apart]
+                    s += spread(R, tile.K, a * r + c) * x
+                    if n_mod == 2:
+                        t += spread(R, tile.K, (a + 1) * r + c) * x
+                at += a * apart
+            else:
+                at += a * apart
+                s = R[at]
+                if n_mod == 2:
+                    t = R[at + apart]
+            for j in range(count):
+                x = row[j][q]
+                s += c0[j] * x
+                if n_mod == 2:
+                    t += c1[j] * x
+            R[at] = s
+            if n_mod == 2:
+                R[at + apart] = t
+            q += 1
+
+
+cdef inline void advance_by(vec *R, const vec *was, const Tile *tile, Py_ssize_t a, Py_ssize_t n_mod, Py_ssize_t r, bint mix,
+                            Py_ssize_t unit, const int *used, Py_ssize_t count) noexcept nogil:
+    """`advance_body`, whose number of terms is a constant to the compiler: it decides once for all lines."""
+    if count == 0:
+        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, 0)
+    elif count == 1:
+        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, 1)
+    elif count == 2:
+        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, 2)
+    elif count == 3:
+        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, 3)
     else:
-        advance_vectors(<const f64v *>NULL, tile)
+        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, GROUP)
+
+
+cdef void advance_vectors(const vec *kind, const Tile *given, Py_ssize_t unit, unsigned int which) noexcept nogil:
+    cdef Tile copy = given[0]  # that no store can touch
+    cdef Tile *tile = &copy
+    cdef Py_ssize_t of = per_line(kind), r = tile.rank, n_rows = tile.stride // LANES * r, a, i, k
+    cdef vec *R = <vec *>tile.traces + unit * of
+    cdef vec *old = <vec *>tile.old
+    cdef int used[SLOTS]
+    cdef Py_ssize_t n = 0, first = 0, count
+    while which:
+        used[n] = lowest(which)
+        which &= which - 1
+        n += 1
+    if not tile.held:
+        for i in range(n_rows):
+            for k in range(of):
+                R[i * ROWS * of + k] = spread(R, &ZERO, 0)
+    else:
+        count = first = min(n, GROUP)
+        if r == 1:
+            advance_by(R, R, tile, 0, 1, 1, True, unit, &used[0], count)
+        elif r == 2:
+            advance_by(R, R, tile, 0, 2, 2, True, unit, &used[0], count)
+        else:  # every new one is made of all the old ones
+            for i in range(n_rows):
+                for k in range(of):
+                    old[i * ROWS * of + k] = R[i * ROWS * of + k]
+            for a in range(r):
+                advance_by(R, old, tile, a, 1, r, True, unit, &used[0], count)
+    while first < n:
+        count = min(n - first, GROUP)
+        a = 0
+        while a + 2 <= r:
+            advance_by(R, R, tile, a, 2, r, False, unit, &used[first], count)
+            a += 2
+        if a < r:
+            advance_by(R, R, tile, a, 1, r, False, unit, &used[first], count)
+        first += count
+
+
+cdef void advance(const Tile *tile, Py_ssize_t unit, unsigned int which, const real *_) noexcept nogil:
+    """The traces of one unit of the block: what they were, if `held`, through K, and the terms j whose bit is in `which`."""
+    if real is float:
+        advance_vectors(<const f32v *>NULL, tile, unit, which)
+    else:
+        advance_vectors(<const f64v *>NULL, tile, unit, which)

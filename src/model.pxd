@@ -43,6 +43,7 @@ cdef enum Status:
 ctypedef struct Model:
     Py_ssize_t n_in, n_rec, n_out, stride, rank, n_class, n_drive, n_blocks
     Py_ssize_t window, t      # steps since rest
+    Py_ssize_t n_groups       # of blocks that are brought up to date in turn: `window` online, else 1
     Activation activation
     Loss loss
     Trace trace
@@ -67,14 +68,16 @@ ctypedef struct Model:
     void *b_out               # (n_out,)
     void *feedback            # (N, n_out) or NULL: symmetric
     void *sign                # (N,) +1, -1 or 0 (free): Dale's law of each presynaptic unit
-    unsigned char *mask       # (N, N) 1 where a synapse may exist, or NULL
+    void *keep                # (N, N) 1 where a synapse may exist, else 0; or NULL
 
     # blocks of units
     int *unit                 # (n_blocks, ROWS) units of each block, -1 where there is none
     int *place                # (N,) where in `unit` each unit is
     int *block_type           # (n_blocks,) cell type, 0 where there are none
-    Py_ssize_t *since         # (b,) step up to which the blocks i mod b have their traces (and gradient)
+    Py_ssize_t *since         # (n_groups,) step up to which the blocks i mod n_groups have their traces (and gradient)
     void *dummy               # (Q,) weights of the missing units
+    void **w_rows             # (P,) where the rows of W begin, and of `keep` (or NULL), by place
+    void **keep_rows
 
     # modulation
     int *type                 # (N,) or NULL: low rank
@@ -98,6 +101,7 @@ ctypedef struct Model:
     void *v                   # (N,)
     void *h                   # (N,)
     void *h_past              # (S, P) ring of h, by place
+    unsigned long long *awake # (P,) whether h != 0: of now in the lowest bit, of n steps ago in bit n
     void *eps                 # (S, Q) ring
     void *traces              # of blocks of units (`exact`) or classes (`mean`), see linear.pxi
     void *self_traces         # (C, Q) l, or NULL
@@ -122,8 +126,10 @@ ctypedef struct Model:
     void *back_drive
     void **terms              # (S + C + 1,) rows that a block reads
     void *coef                # (the same, max(r, 1), P)
-    void *old                 # (r, ROWS, LANES) scratch
-    void *tail                # (ROWS, Q) scratch
+    void *old                 # scratch of tiles, see linear.pxi
+    void *tail
+    void *dots
+    void *pick
     void *edge                # (LANES,) last line of z, see `line_up`
 
     # accumulated gradient

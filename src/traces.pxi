@@ -29,14 +29,12 @@ cdef void unit_rows(Model *m, Py_ssize_t block, void **rows, void *base, Py_ssiz
         rows[i] = <real *>base + p * width if p >= 0 else dummy
 
 
-cdef Tile open_tile(Model *m, Py_ssize_t block, Py_ssize_t rank, const void *carry, const real *_) noexcept nogil:
-    """A tile without terms; with the traces of the block, if `rank`."""
+cdef Tile open_tile(Model *m, Py_ssize_t rank, const void *carry) noexcept nogil:
+    """A tile without terms, of no block yet; `rank` 0: without traces."""
     cdef Tile tile
-    tile.stride, tile.rank, tile.carry = m.stride, rank, <void *>carry
-    tile.terms, tile.n_terms, tile.n_places, tile.old = m.terms, 0, m.n_blocks * ROWS, m.old
-    tile.coef = <real *>m.coef + block * ROWS
-    tile.traces = <real *>m.traces + block * ROWS * rank * m.stride if rank else NULL
-    tile.sign = tile.sums = tile.tail = NULL
+    memset(&tile, 0, sizeof(Tile))
+    tile.stride, tile.rank, tile.carry, tile.old = m.stride, rank, <void *>carry, m.old
+    tile.terms, tile.coef, tile.n_places = m.terms, m.coef, m.n_blocks * ROWS
     return tile
 
 
@@ -143,17 +141,6 @@ cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps, Py_ssize_t first, P
     return n_steps + 1
 
 
-cdef void trace_terms(Model *m, Py_ssize_t n_steps, Py_ssize_t first, real *coef) noexcept nogil:
-    """Terms and coefficients (., r, P) of what the last steps add to the traces of a group: the last one first."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, n, a, s
-    for n in range(1, n_steps + 1):
-        s = slot(m, m.t - n)
-        m.terms[n - 1] = <real *>m.eps + s * m.stride
-        for a in range(m.rank):
-            spread_drive(m, coef + ((n - 1) * m.rank + a) * P, <real *>m.h_past + s * P,
-                         <real *>m.power_drive + (n * m.rank + a) * m.n_drive, first, m.window)
-
-
 cdef void own_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *_) noexcept nogil:
     """Without self-modulation each type has its own eps + l in place of eps."""
     cdef Py_ssize_t n
@@ -178,80 +165,109 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
     return n_terms
 
 
-cdef void advance_block(Model *m, Py_ssize_t block, const real *coef) noexcept nogil:
-    """Bring the traces of four units from step `since` to step t; `coef` as `trace_terms` left it."""
-    cdef Py_ssize_t n_steps = m.t - m.since[block % m.window], r = m.rank
-    cdef Tile tile = open_tile(m, block, r, NULL, coef)
-    tile.coef, tile.n_terms = <void *>(coef + block * ROWS), n_steps
-    tile.K, tile.held = <real *>m.power_K + n_steps * r * r, m.since[block % m.window] > 0
-    advance(&tile, coef)
+cdef void advance_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, const real *_) noexcept nogil:
+    """Bring the traces of four units over the last steps; a step at which a unit was at rest, h = 0, added nothing."""
+    cdef Py_ssize_t r = m.rank, first = block * ROWS, n, i
+    cdef unsigned int steps = <unsigned int>((<long long>1 << n_steps) - 1)
+    cdef void *eps[SLOTS]
+    cdef void *h[SLOTS]
+    cdef Tile tile = open_tile(m, r, NULL)
+    tile.terms, tile.h, tile.traces = eps, h, <real *>m.traces + first * r * m.stride
+    tile.K, tile.held = <real *>m.power_K + n_steps * r * r, held
+    tile.drive_step, tile.drive_apart = r * m.n_drive, m.n_drive
+    for n in range(n_steps):
+        eps[n] = <real *>m.eps + slot(m, m.t - 1 - n) * m.stride
+        h[n] = <real *>m.h_past + slot(m, m.t - 1 - n) * m.n_blocks * ROWS + first
+    for i in range(ROWS):
+        if m.unit[first + i] >= 0:
+            tile.drive = <real *>m.power_drive + r * m.n_drive + m.drive_class[m.unit[first + i]]
+            advance(&tile, i, <unsigned int>(m.awake[first + i] >> 1) & steps, _)
 
 
-cdef void descend_tail(Model *m, Py_ssize_t p, Py_ssize_t first, const real *g, real *sums) noexcept nogil:
-    """What `descend` leaves of one unit: W from column `first`, W_in and b; all of W where there is a mask."""
-    cdef Py_ssize_t q, n = m.n_rec
+cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) noexcept nogil:
+    """The columns that `descend` leaves: the last ones of W, W_in and b."""
+    cdef Py_ssize_t n = m.n_rec, done = n // LANES * LANES, i, q, p
     cdef const real *sign = <const real *>m.sign
-    cdef const unsigned char *mask = m.mask + p * n if m.mask != NULL else NULL
-    cdef real *w = <real *>m.w_rec + p * n
-    cdef real *w_in = <real *>m.w_in + p * m.n_in
-    cdef real to
-    for q in range(first, n):
-        to = w[q] - (g[q] if mask == NULL else g[q] * mask[q])
-        if sign != NULL and sign[q] * to < 0:
-            to = 0
-        w[q] = to
-        if sums != NULL:
-            sums[q] += to
-    for q in range(m.n_in):
-        w_in[q] -= g[n + q]
-    if m.b_rec != NULL:
-        (<real *>m.b_rec)[p] -= g[n + m.n_in]
+    cdef real *g
+    cdef real *w
+    cdef real *w_in
+    for i in range(ROWS):
+        p = unit[i]
+        if p < 0:
+            break
+        g = <real *>tile.tail + i * (LANES + m.stride) + LANES - done  # g[q] for q >= done
+        if not m.autapses and p >= done:
+            g[p] = 0
+        w_in = <real *>m.w_in + p * m.n_in
+        for q in range(m.n_in):
+            w_in[q] -= g[n + q]
+        if m.b_rec != NULL:
+            (<real *>m.b_rec)[p] -= g[n + m.n_in]
+        if done:
+            continue
+        w = <real *>tile.out[i]
+        for q in range(n):
+            w[q] -= g[q] if tile.keep == NULL else g[q] * (<real *>tile.keep[i])[q]
+            if sign != NULL and sign[q] * w[q] < 0:
+                w[q] = 0
+            if sums != NULL:
+                sums[q] += w[q]
+    if done and done < n:
+        descend_last(tile, n - done, sums)
 
 
-cdef void descend_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry, Py_ssize_t rank,
-                        real *sums) noexcept nogil:
-    """The gradient of four units, descended at once; then their W z of the step to come, while W is at hand."""
-    cdef Py_ssize_t n = m.n_rec, i
-    cdef Py_ssize_t lanes = F32_LANES if real is float else F64_LANES
-    cdef Py_ssize_t whole = 0 if m.mask != NULL else n - n % lanes
-    cdef Tile tile = open_tile(m, block, rank, carry, sums)
-    cdef real own[ROWS]
-    cdef real own_sum[ROWS]
+cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sums, real *coef) noexcept nogil:
+    """The weights descend by the gradient of this step; while a row is at hand, its W z of the step to come.
+
+    The traces of the group that is due, `n_steps` late, are brought up to date on the way.
+    """
+    cdef Py_ssize_t r = m.rank, block, i, group = 0, lag = 0
+    cdef bint exact = m.trace == TRACE_EXACT, held = m.since[due] > 0
+    cdef int *unit
+    cdef real *c
     cdef real current[ROWS]
-    cdef int *unit = m.unit + block * ROWS
-    cdef int k
-    unit_rows(m, block, tile.out, m.w_rec, n, <real *>m.dummy)
-    if n_terms or rank or sums != NULL:
-        tile.n_terms, tile.sign, tile.sums, tile.tail = n_terms, m.sign, sums, m.tail
-        for i in range(ROWS):
-            k = max(unit[i], 0)
-            own[i] = (<real *>tile.out[i])[k]
-            own_sum[i] = sums[k] if sums != NULL else 0
-        descend(&tile, whole, sums)
+    cdef Tile tile = open_tile(m, 0, NULL)
+    tile.n, tile.sign, tile.z, tile.dots, tile.tail, tile.pick = m.n_rec, m.sign, m.pre, m.dots, m.tail, m.pick
+    m.since[due] = m.t
+    for block in range(m.n_blocks):
+        if exact:
+            if group == due:
+                advance_block(m, block, n_steps, held, coef)
+            lag = m.t - m.since[group]
+            tile.rank = r if m.since[group] else 0
+            tile.traces = <real *>m.traces + block * ROWS * r * m.stride
+            tile.carry = <real *>m.back + (SLOTS + lag) * r
+            group = group + 1 if group + 1 < m.n_groups else 0
+        unit, c = m.unit + block * ROWS, coef + block * ROWS
+        tile.out, tile.coef, tile.n_terms = m.w_rows + block * ROWS, c, 1 + lag
+        tile.own = NULL if m.autapses else unit
+        if m.keep_rows != NULL:
+            tile.keep = m.keep_rows + block * ROWS
+        if m.trace == TRACE_MEAN:
+            own_terms(m, block, 1, coef)
+            tile.n_terms = class_terms(m, block, 1, <real *>m.class_rows, coef)
+        if sums != NULL:
+            tile.sums = sums + m.block_type[block] * m.n_rec
+        if m.trace != TRACE_NONE or c[0] != 0 or c[1] != 0 or c[2] != 0 or c[3] != 0:
+            descend(&tile, coef)
+            descend_rest(m, &tile, unit, <real *>tile.sums)
+            finish_dots(&current[0], &tile, <real *>m.edge)
+        else:  # four units at rest, or without an error
+            dot_rows(&current[0], <real *>tile.out[0], <real *>tile.out[1], <real *>tile.out[2], <real *>tile.out[3],
+                     <real *>m.pre, <real *>m.edge, m.n_rec)
         for i in range(ROWS):
             if unit[i] >= 0:
-                descend_tail(m, unit[i], whole, <real *>m.tail + i * m.stride, sums)
-        if not m.autapses:
-            for i in range(ROWS):
-                (<real *>tile.out[i])[max(unit[i], 0)] = own[i]
-            for i in range(ROWS if sums != NULL else 0):
-                k = unit[i]
-                if k >= 0:
-                    sums[k] = own_sum[i] + (((<real *>tile.out[0])[k] + (<real *>tile.out[1])[k])
-                                            + ((<real *>tile.out[2])[k] + (<real *>tile.out[3])[k]))
-    dot_rows(&current[0], <real *>tile.out[0], <real *>tile.out[1], <real *>tile.out[2], <real *>tile.out[3],
-             <const real *>m.pre, <real *>m.edge, n)
-    for i in range(ROWS):
-        if unit[i] >= 0:
-            (<real *>m.current)[unit[i]] = current[i]
+                (<real *>m.current)[unit[i]] = current[i]
 
 
 cdef void add_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry, Py_ssize_t rank) noexcept nogil:
     """The gradient of four units, added to what has been accumulated."""
-    cdef Tile tile = open_tile(m, block, rank, carry, <real *>m.dummy)
+    cdef void *rows[ROWS]
+    cdef Tile tile = open_tile(m, rank, carry)
     if n_terms or rank:
-        tile.n_terms = n_terms
-        unit_rows(m, block, tile.out, m.grad, m.stride, <real *>m.dummy)
+        tile.out, tile.n_terms, tile.coef = rows, n_terms, <real *>m.coef + block * ROWS
+        tile.traces = <real *>m.traces + block * ROWS * rank * m.stride
+        unit_rows(m, block, rows, m.grad, m.stride, <real *>m.dummy)
         add(&tile, carry)
 
 
@@ -265,7 +281,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     l[b] = kept[b] l[b] - (1-k) mu[b] M[b, b] eps_{t-1},   kept[b] = k - (1-k) mu[b] M[b, b],
     and the local term becomes L[p] h[p] (eps + l[type p]): class_eps.
     """
-    cdef Py_ssize_t Q = m.stride, r = m.rank, C = m.n_class, c, a, i, q
+    cdef Py_ssize_t Q = m.stride, r = m.rank, C = m.n_class, c, i, q
     cdef const real *eps_before = <real *>m.eps + slot(m, m.t - 1) * Q
     cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
     cdef const real *kept = <real *>m.self_drive
@@ -274,30 +290,26 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef real *own
     cdef real *rows = <real *>m.class_rows
     cdef real *dummy = <real *>m.dummy
-    cdef real *coef = <real *>m.coef
-    cdef Tile tile = open_tile(m, 0, r, <real *>m.modulator + slot(m, m.t) * r, dummy)
+    cdef void *terms[2]
+    cdef void *h[2]
+    cdef void *four[ROWS]
+    cdef Tile tile = open_tile(m, r, <real *>m.modulator + slot(m, m.t) * r)
+    tile.K, tile.held, tile.terms, tile.h, tile.out = m.K, True, terms, h, four
+    tile.drive_step, tile.drive_apart = 0, 1
+    h[0] = h[1] = <real *>m.pick + LANES  # ones
     if learn:
         memset(rows, 0, C * Q * sizeof(real))
-    c = 0
-    while c < C:
-        tile.traces, tile.K, tile.held = G + c * r * Q, m.K, True
-        tile.n_terms, tile.n_places, tile.coef = 1 + ROWS if m.self_traces != NULL else 1, ROWS, coef
-        m.terms[0] = <void *>eps_before
-        memset(coef, 0, tile.n_terms * r * ROWS * sizeof(real))
-        for i in range(ROWS):
-            if m.self_traces != NULL:
-                m.terms[1 + i] = <real *>m.self_traces + (c + i) * Q if c + i < C else dummy
-            for a in range(r if c + i < C else 0):
-                coef[a * ROWS + i] = (<real *>m.class_drive)[(c + i) * r + a]
-                if m.self_traces != NULL:
-                    coef[((1 + i) * r + a) * ROWS + i] = coef[a * ROWS + i]
-        advance(&tile, coef)
-        if learn:
+    for c in range(C):
+        tile.traces = G + c // ROWS * ROWS * r * Q
+        terms[0] = <void *>eps_before
+        tile.drive = <real *>m.class_drive + c * r
+        if m.self_traces != NULL:
+            terms[1] = <real *>m.self_traces + c * Q
+        advance(&tile, c % ROWS, 1 if m.self_traces == NULL else 3, rows)
+        if learn and (c % ROWS == ROWS - 1 or c == C - 1):
             for i in range(ROWS):
-                tile.out[i] = rows + (c + i) * Q if c + i < C else dummy
-            tile.n_terms = 0
-            add(&tile, coef)
-        c += ROWS
+                four[i] = rows + (c // ROWS * ROWS + i) * Q if i <= c % ROWS else dummy
+            add(&tile, rows)
     if learn and not m.online:
         axpy(<real *>m.class_sums, <real>1, rows, C * Q)
         m.summed = True
@@ -326,25 +338,23 @@ cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     cdef bint exact = m.trace == TRACE_EXACT
     cdef Py_ssize_t rank = m.rank if exact and m.since[group] else 0
     if not m.online and any_error(m, n_steps):
-        n_terms = gradient_terms(m, n_steps, group, m.window, coef) - (not exact)
+        n_terms = gradient_terms(m, n_steps, group, m.n_groups, coef) - (not exact)
         block = group
         while block < m.n_blocks:
             own_terms(m, block, n_terms, coef)
             add_block(m, block, n_terms, <real *>m.back + (SLOTS + n_steps) * m.rank, rank)
-            block += m.window
-    if exact:
-        trace_terms(m, n_steps, group, coef)
-        block = group
-        while block < m.n_blocks:
-            advance_block(m, block, coef)
-            block += m.window
+            block += m.n_groups
+    block = group
+    while exact and block < m.n_blocks:
+        advance_block(m, block, n_steps, m.since[group] > 0, coef)
+        block += m.n_groups
     m.since[group] = m.t
 
 
 cdef void settle(Model *m, real *coef) noexcept nogil:
     """Bring everything up to date, so that the gradient is complete and the filter may change."""
     cdef Py_ssize_t group, block, n_steps = 0
-    for group in range(m.window):
+    for group in range(m.n_groups):
         n_steps = max(n_steps, m.t - m.since[group])
     if n_steps:
         if m.trace == TRACE_EXACT:
@@ -352,7 +362,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
                 filter_powers(m, n_steps, <real *>m.power_K)
             if not m.online and any_error(m, n_steps):
                 carry_back(m, n_steps, <real *>m.back)
-        for group in range(m.window):
+        for group in range(m.n_groups):
             if m.since[group] < m.t:
                 settle_group(m, group, coef)
     if m.summed:
@@ -364,7 +374,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
 
 cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nogil:
     """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
-    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.window, block, p, n_steps, n_terms
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.n_groups, block, p, n_steps, n_terms
     cdef real *local = <real *>m.local + s * m.n_blocks * ROWS
     cdef real *h_past = <real *>m.h_past + s * m.n_blocks * ROWS
     cdef real *modulator = <real *>m.modulator + s * r
@@ -376,6 +386,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     m.erred[s] = learn
     for p in range(n):
         h_past[m.place[p]] = h[p]
+        m.awake[m.place[p]] = m.awake[m.place[p]] << 1 | (h[p] != 0)
     if learn:
         for p in range(n):
             local[m.place[p]] = scale * signal[p] * h[p]
@@ -386,13 +397,17 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         memcpy(<real *>m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
     if m.trace == TRACE_MEAN:
         mean_traces(m, learn, <real *>m.traces)
+    if not m.online:
+        if m.t - m.since[0] == m.window:
+            settle(m, coef)
+        return
     n_steps = m.t - m.since[due]
-    if m.trace == TRACE_EXACT:
+    if exact:
         if m.follows:
             filter_powers(m, n_steps, <real *>m.power_K)
-        if learn if m.online else any_error(m, n_steps):
+        if learn:
             carry_back(m, n_steps, <real *>m.back)
-    if not (m.online and learn):
+    if not learn:
         settle_group(m, due, coef)
         return
 
@@ -401,25 +416,8 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     refresh = m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
     if refresh:
         memset(m.column_sums, 0, r * n * sizeof(real))
-    if exact:
-        trace_terms(m, n_steps, due, coef)
-        block = due
-        while block < m.n_blocks:
-            advance_block(m, block, coef)
-            block += m.window
-    m.since[due] = m.t
     gradient_terms(m, n_steps if exact else 0, 0, 1, coef)
-    for block in range(m.n_blocks):
-        n_terms = 1
-        if exact:
-            n_terms += m.t - m.since[block % m.window]
-        elif m.trace == TRACE_MEAN:
-            own_terms(m, block, 1, coef)
-            n_terms = class_terms(m, block, 1, <real *>m.class_rows, coef)
-        if refresh:
-            sums = <real *>m.column_sums + m.block_type[block] * n
-        descend_block(m, block, n_terms, <real *>m.back + (SLOTS + n_terms - 1) * r,
-                      r if exact and m.since[block % m.window] else 0, sums)
+    descend_blocks(m, due, n_steps, <real *>m.column_sums if refresh else NULL, coef)
     m.ahead = True
     if refresh:
         means_from_sums(m, <real *>m.column_sums)

@@ -8,7 +8,7 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     settle(m, <real *>m.coef)
     m.t = 0
     m.ahead = False
-    for group in range(m.window):
+    for group in range(m.n_groups):
         m.since[group] = 0
     memset(v, 0, n * sizeof(real))
     memset(m.eps, 0, Q * sizeof(real))
@@ -18,6 +18,7 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     activate(pre, <real *>m.h, v, n, m.activation)
     for p in range(n):
         (<real *>m.h_past)[m.place[p]] = (<real *>m.h)[p]
+        m.awake[m.place[p]] = (<real *>m.h)[p] != 0
     memset(m.dummy, 0, Q * sizeof(real))
     if m.trace == TRACE_MEAN:
         memset(m.traces, 0, (m.n_class + ROWS - 1) // ROWS * ROWS * m.rank * Q * sizeof(real))
@@ -117,9 +118,9 @@ cdef void descend_accumulated(Model *m, real *grad) noexcept nogil:
     settle(m, <real *>m.coef)
     for p in range(n):
         w, g, own = <real *>m.w_rec + p * n, grad + p * Q, (<real *>m.w_rec)[p * n + p]
-        if m.mask != NULL:
+        if m.keep != NULL:
             for q in range(n):
-                g[q] *= m.mask[p * n + q]
+                g[q] *= (<real *>m.keep)[p * n + q]
         descend_row(w, g, 1, lr, <const real *>m.sign, n)
         if not m.autapses:
             w[p] = own
