@@ -309,7 +309,7 @@ def test_linear_baselines():
         return linear_baseline(make(name), np.random.default_rng(0))
 
     assert score("copy") == score("cue-accumulation") == 1.0
-    assert 0.5 < score("delayed-xor") < 0.8 and score("match-to-sample") < 0.65
+    assert 0.4 < score("delayed-xor") < 0.8 and score("match-to-sample") < 0.65
     assert score("digits") > 0.93
     pattern = make("pattern")
     assert 0.5 * (1 - 2 * 21 / 100) < score("pattern") < pattern.chance  # 21 numbers explain about 21 of 100 steps
