@@ -32,7 +32,7 @@ def problem(mf, np, steps):
     net = mf.Network(2, N, 2, types=types, tau=TAU, init="zeros")
     for name, w in net.weights.items():
         w[...] = signed.weights[name]
-    return net, *DelayedXOR(delay=steps - 2 * CUE, cue=CUE).sample(rng, BATCH)
+    return net, *DelayedXOR(delay=steps - 2 * CUE, cue=CUE).sample(rng, BATCH)[:2]
 
 
 def learner(mf, net, rule, threads):

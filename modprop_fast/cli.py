@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 
 from . import __version__, core
 from .learner import _available
-from .tasks import TASKS
-from .train import Config, read_config, train
+from .train import TASKS, Config, read_config, train
 
 __all__ = ["main"]
 

@@ -35,12 +35,13 @@ from .learner import Learner
 from .network import Network
 from .optimizers import Adam, StepDecay
 from .rules import BPTT, EProp, ModProp, Rule
-from .tasks import TASKS, DelayedXOR
+from .tasks import DelayedXOR
 
 __all__ = ["Config", "TrainResult", "build", "read_config", "train"]
 
 log = logging.getLogger(__name__)
 
+TASKS = {"delayed-xor": DelayedXOR}  # of all tasks, those that the setting of Config is for
 EVALUATE_EVERY = 20  # iterations, as in the released code
 CRITERION = 0.95  # accuracy that counts as learned once reached
 IN_A_ROW = 5  # evaluations one after the other

@@ -14,7 +14,7 @@ def test_published_trials():
     """Channels, windows, bump, baseline, noise and classes of the published setting, said in plain Python."""
     task = TASKS["delayed-xor"]()
     n = 400
-    inputs, targets = task.sample(np.random.default_rng(1), n)
+    inputs, targets, _ = task.sample(np.random.default_rng(1), n)
     assert inputs.shape == (n, 900, 2) == (n, task.n_steps, task.n_in) and inputs.dtype == np.float32
     assert targets.shape == (n,) and targets.dtype == np.int64
 
@@ -39,7 +39,7 @@ def test_published_trials():
 @given(delay=st.integers(0, 30), cue=st.integers(1, 20), batch=st.integers(1, 5), seed=st.integers(0, 2**32))
 def test_any_duration(delay, cue, batch, seed):
     task = DelayedXOR(delay, cue)
-    inputs, targets = task.sample(np.random.default_rng(seed), batch)
+    inputs, targets, _ = task.sample(np.random.default_rng(seed), batch)
     assert inputs.shape == (batch, 2 * cue + delay, 2)
     quiet = np.concatenate([inputs[:, cue:, 0], inputs[:, : cue + delay, 1]])
     assert np.abs(quiet - 0.02).max() < 0.1

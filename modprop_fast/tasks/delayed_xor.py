@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import checks
+from .base import Task, Trials
 
 __all__ = ["DelayedXOR"]
 
 
 @dataclass(frozen=True)
-class DelayedXOR:
+class DelayedXOR(Task):
     """Tell whether both or neither of two cues were present (class 1), or only one of them (class 0).
 
     A trial is one cue window, the delay, and another cue window. Cue A rises on channel 0 in the first window, cue B on
@@ -25,11 +25,13 @@ class DelayedXOR:
         Steps between the two windows, >= 0 (the paper's step is 1 ms).
     cue : int
         Steps of each cue window, >= 1. At 100 the bump is the released code's: standard deviation 25 steps.
+    seed : int
+        Of the trials held out.
 
     Raises
     ------
     TypeError, ValueError
-        If a duration is not an integer, or not in its range.
+        If a parameter is not an integer, or not in its range.
 
     Notes
     -----
@@ -39,8 +41,8 @@ class DelayedXOR:
     Examples
     --------
     >>> import numpy as np
-    >>> inputs, targets = DelayedXOR(delay=20, cue=10).sample(np.random.default_rng(0), batch=4)
-    >>> inputs.shape, targets.shape
+    >>> trials = DelayedXOR(delay=20, cue=10).sample(np.random.default_rng(0), batch=4)
+    >>> trials.inputs.shape, trials.targets.shape
     ((4, 40, 2), (4,))
     """
 
@@ -57,36 +59,18 @@ class DelayedXOR:
     noise: ClassVar[float] = 0.01
 
     def __post_init__(self) -> None:
-        for name, least in (("delay", 0), ("cue", 1)):
-            object.__setattr__(self, name, checks.integer(name, getattr(self, name), least=least))
+        self._integers(delay=0, cue=1)
 
     @property
     def n_steps(self) -> int:
         """Steps of one trial."""
         return 2 * self.cue + self.delay
 
-    def sample(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw fresh trials.
-
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-            Where the cues and the noise come from.
-        batch : int
-            Number of trials B.
-
-        Returns
-        -------
-        inputs : ndarray of float32, shape (B, n_steps, 2)
-            The two channels.
-        targets : ndarray of int64, shape (B,)
-            The class of each trial, 0 or 1.
-        """
+    def _draw(self, rng: np.random.Generator, batch: int) -> Trials:
         present = rng.integers(0, 2, size=(batch, 2))
-        inputs = rng.standard_normal((batch, self.n_steps, self.n_in), dtype=np.float32)
-        inputs *= self.noise
+        inputs = self._noise(rng, batch, self.noise)
         inputs += self.baseline
         bump = (self.height * np.exp(-0.5 * np.linspace(-2.0, 2.0, self.cue) ** 2)).astype(np.float32)
         inputs[present[:, 0] == 1, : self.cue, 0] += bump
         inputs[present[:, 1] == 1, self.n_steps - self.cue :, 1] += bump
-        return inputs, (present[:, 0] == present[:, 1]).astype(np.int64)
+        return Trials(inputs, (present[:, 0] == present[:, 1]).astype(np.int64))
