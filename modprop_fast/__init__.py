@@ -10,20 +10,27 @@ except ImportError as error:
 from .learner import Evaluation, Learner
 from .network import Network
 from .optimizers import SGD, Adam, StepDecay
-from .rules import BPTT, EProp, ModProp, Rule
+from .rules import BPTT, MDGL, RFLO, RULES, TBPTT, EProp, LowRank, ModProp, Rule, SnAp1, parse_rule
 
 __version__ = "0.1.0"
 __all__ = [
     "BPTT",
+    "MDGL",
+    "RFLO",
+    "RULES",
     "SGD",
+    "TBPTT",
     "Adam",
     "EProp",
     "Evaluation",
     "Learner",
+    "LowRank",
     "ModProp",
     "Network",
     "Rule",
+    "SnAp1",
     "StepDecay",
     "__version__",
     "core",
+    "parse_rule",
 ]

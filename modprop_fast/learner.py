@@ -81,6 +81,7 @@ class Learner:
         self.threads = _available() if threads is None else checks.integer("threads", threads, least=1)
         self.iteration = 0  # updates made by apply and fit_trials
         self._plan = rule.plan(network)
+        self._h_mean, self._h_batches = np.full(network.n_rec, 0.5), 0  # of the rules that follow it
         self._feedback = _feedback(rule.feedback, network, rng)
         self._optimizer_state = optimizer.start(network.weights)
         self._engine = Engine(
@@ -167,6 +168,7 @@ class Learner:
 
     def reset(self):
         """Start a trial: state and traces to zero.  With ``refresh="update"`` the type means are taken from W anew."""
+        self._measure(self._engine)
         self._follow_weights()
         self._engine.reset()
 
@@ -198,6 +200,7 @@ class Learner:
         """
         self._descend(self.accumulated)
         self._engine.clear()
+        self._measure(self._engine)
 
     # ------------------------------------------------------------ trials
 
@@ -222,8 +225,11 @@ class Learner:
         FloatingPointError
             If a readout or the gradient is not finite; the weights have not changed.
         """
+        for engine in self._workers:
+            engine.take_h()
         loss, grads = self._batch_gradient(inputs, targets, mask, offline=bool(self._plan.offline_because), chunk=chunk)
         self._descend(grads)
+        self._measure(*self._workers)
         return loss
 
     def gradient(self, inputs, targets, mask=None, mode="online", *, chunk="auto") -> dict[str, np.ndarray]:
@@ -358,6 +364,8 @@ class Learner:
         self.iteration += 1
         if self._plan.refresh_every and self.iteration % self._plan.refresh_every == 0:
             self._engine.refresh()
+            if self.rule.follows:
+                self._replan()
             if not self._warned and self.filter_radius >= 1:
                 self._warn()
 
@@ -365,6 +373,24 @@ class Learner:
         """What the user wrote into W counts for its means too, where these follow every update."""
         if self._plan.refresh_every == 1:
             self._engine.refresh()
+            if self.rule.follows:
+                self._replan()
+
+    def _replan(self):
+        """The rule as it stands for these weights and this mean of h."""
+        self._plan = self.rule.plan(self.network, self._h_mean)
+        for engine in (self._engine, *self._workers):
+            engine.follow(self._plan)
+
+    def _measure(self, *engines):
+        """Let the mean of h follow what these engines have seen: the first time at once, then a tenth of the way."""
+        if not self._plan.measures_h:
+            return
+        totals, counts = zip(*(engine.take_h() for engine in engines)) if engines else ((), ())
+        if sum(counts):
+            self._h_batches += 1
+            self._h_mean += (sum(totals) / sum(counts) - self._h_mean) * max(0.1, 1 / self._h_batches)
+            self._replan()
 
     # ------------------------------------------------------------ filter
 
@@ -376,7 +402,9 @@ class Learner:
             arrays = self._engine.arrays
             K, own = arrays["K"], arrays["self_drive"][0] if plan.types is not None else np.zeros(1)
             return float(max(np.abs(np.linalg.eigvals(K.astype(float))).max(), np.abs(own).max()))
-        if plan.adjoint in ("exact", "mean"):  # the whole of W
+        if plan.one_tap:
+            return 0.0
+        if plan.adjoint in ("exact", "mean", "running"):  # the whole of W
             K = network.leak * np.eye(network.n_rec) + (1 - network.leak) * network.w_rec * plan.mu
             return float(np.abs(np.linalg.eigvals(K.astype(float))).max())
         return network.leak
@@ -400,6 +428,8 @@ class Learner:
             out["means"] = self._engine.means
         if self._feedback is not None:
             out["feedback"] = self._feedback.copy()
+        if self._plan.measures_h:
+            out |= {"h_mean": self._h_mean.copy(), "h_batches": np.array(self._h_batches)}
         return out | {f"optimizer.{name}": array.copy() for name, array in self._optimizer_state.items()}
 
     def restore(self, state):
@@ -417,6 +447,10 @@ class Learner:
             if np.shape(state[name]) != array.shape:
                 raise ValueError(f"state: expected {name} of shape {array.shape}, got {np.shape(state[name])}")
         self.iteration, self._engine.updates = int(state["iteration"]), int(state["updates"])
+        if self._plan.measures_h:
+            self._h_mean[:], self._h_batches = state["h_mean"], int(state["h_batches"])
+        if self.rule.follows:
+            self._replan()
         self._engine.means = state.get("means")
         if self._feedback is not None:
             self._feedback[...] = state["feedback"]

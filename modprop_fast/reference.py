@@ -46,15 +46,22 @@ __all__ = ["auto_mu", "forward", "gradient", "loss_and_error", "low_rank", "modp
 
 
 def _sigmoid(v):
-    return 0.5 * (1.0 + np.tanh(0.5 * v))
+    e = np.exp(-np.abs(v))
+    return np.where(v > 0, 1.0, e) / (1.0 + e)
+
+
+def _dsigmoid(v):
+    """sigmoid (1 - sigmoid), with all its digits where it is nearly zero."""
+    e = np.exp(-np.abs(v))
+    return e / (1.0 + e) ** 2
 
 
 #: name -> (phi, phi').
 ACTIVATIONS = {
     "relu": (lambda v: np.maximum(v, 0.0), lambda v: (v > 0).astype(float)),
     "softplus": (lambda v: np.logaddexp(0.0, v), _sigmoid),
-    "tanh": (np.tanh, lambda v: 1.0 - np.tanh(v) ** 2),
-    "sigmoid": (_sigmoid, lambda v: _sigmoid(v) * (1.0 - _sigmoid(v))),
+    "tanh": (np.tanh, lambda v: 4.0 * _dsigmoid(2.0 * v)),
+    "sigmoid": (_sigmoid, _dsigmoid),
     "identity": (lambda v: v + 0.0, np.ones_like),
 }
 

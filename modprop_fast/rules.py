@@ -8,11 +8,14 @@ and says what the engine has to do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import ast
+import re
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
 from . import checks
+from .reference_rules import auto_mu, low_rank, type_means
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +24,12 @@ class Plan:
 
     ``trace`` and ``adjoint`` name the online and the offline form; the modulatory matrix (N, N) is
     given by ``types`` (its means over cell types), by ``u`` (N, r) times ``v`` (r, N), or is W itself
-    (``cells``).  ``mu`` is one number per type, or per unit.  ``offline_because`` says why a rule
-    cannot stream.
+    (``cells``).  ``mu`` is one number per type, or per unit, or with ``instant`` the mean of h over each
+    type at every step.  ``offline_because`` says why a rule cannot stream.
     """
 
     trace: str = "none"  # none, exact, mean
-    adjoint: str = "none"  # none, exact, mean, bptt
+    adjoint: str = "none"  # none, exact, mean, running, bptt, snap1
     types: np.ndarray | None = None
     u: np.ndarray | None = None
     v: np.ndarray | None = None
@@ -35,6 +38,12 @@ class Plan:
     self_modulation: bool = True
     refresh_every: int = 0
     offline_because: str = ""
+    one_tap: bool = False  # the filter forgets at once
+    hbar: np.ndarray | None = None  # (N,) of the running factor
+    instant: bool = False
+    exact_steps: int = 0  # length of the chunks that are exact, 0: none
+    horizon: int = 0  # of truncated BPTT, 0: not truncated
+    measures_h: bool = False  # the learner hands the mean of h to the next plan
 
     @property
     def rank(self) -> int:
@@ -68,9 +77,17 @@ class Rule:
         else:
             object.__setattr__(self, "feedback", _frozen("feedback", self.feedback, (None, None)))
 
-    def plan(self, network) -> Plan:
-        """Check the rule against a network and say what the engine has to do."""
+    def plan(self, network, h_mean=None) -> Plan:
+        """Check the rule against a network and say what the engine has to do.
+
+        ``h_mean`` (N,) is the running mean of h, for the rules that follow it; before any is known, 1/2.
+        """
         raise NotImplementedError
+
+    @property
+    def follows(self) -> bool:
+        """Whether the plan changes with the weights, or with the mean of h."""
+        return False
 
     def __eq__(self, other):
         return type(self) is type(other) and all(
@@ -83,7 +100,12 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class EProp(Rule):
-    """e-prop (Bellec et al. 2020): the local term alone.  With random feedback it is RFLO (Murray 2019).
+    """e-prop (Bellec et al. 2020): the local term alone.  With random feedback it is `RFLO`.
+
+    Parameters
+    ----------
+    exact_steps : int, optional
+        Exact credit inside chunks of so many steps, eligibility traces beyond: see `ModProp`.
 
     Examples
     --------
@@ -91,7 +113,23 @@ class EProp(Rule):
     'random'
     """
 
-    def plan(self, network) -> Plan:
+    exact_steps: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _exact_steps(self)
+
+    def plan(self, network, h_mean=None) -> Plan:
+        return Plan(exact_steps=self.exact_steps or 0, offline_because=_why_chunks(self))
+
+
+@dataclass(frozen=True, eq=False)
+class RFLO(Rule):
+    """Random feedback local online learning (Murray 2019): e-prop whose learning signal comes through a random matrix."""
+
+    feedback: str | np.ndarray = field(default="random", kw_only=True)
+
+    def plan(self, network, h_mean=None) -> Plan:
         return Plan()
 
 
@@ -102,8 +140,79 @@ class BPTT(Rule):
     Needs the whole trial, O(T N) memory: for `Learner.gradient` with ``mode="offline"`` and for `Learner.fit_trials`.
     """
 
-    def plan(self, network) -> Plan:
+    def plan(self, network, h_mean=None) -> Plan:
         return Plan(adjoint="bptt", cells=True, offline_because="BPTT needs the whole trial")
+
+
+@dataclass(frozen=True, eq=False)
+class TBPTT(Rule):
+    """Truncated back-propagation through time (Williams & Peng 1990): each error reaches back `horizon` steps, its own included.
+
+    ``horizon`` >= T is `BPTT`.  O(T N) memory, and O(horizon N^2) time for every step with an error.
+    """
+
+    horizon: int = 20
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "horizon", checks.integer("horizon", self.horizon, least=1))
+
+    def plan(self, network, h_mean=None) -> Plan:
+        return Plan(adjoint="bptt", cells=True, horizon=self.horizon, offline_because="TBPTT goes back through recorded steps")
+
+
+@dataclass(frozen=True, eq=False)
+class SnAp1(Rule):
+    """SnAp-1 (Menick et al. 2021): RTRL of a synapse's own postsynaptic unit alone.
+
+    Exact for a diagonal W; without autapses it is e-prop, and streams as such.
+    """
+
+    def plan(self, network, h_mean=None) -> Plan:
+        if network.autapses:
+            return Plan(adjoint="snap1", cells=True, offline_because="SnAp1 with autapses is computed backwards here")
+        return Plan()
+
+
+@dataclass(frozen=True, eq=False)
+class MDGL(Rule):
+    """Multidigraph learning (Liu et al. 2021): the first tap of `ModProp`, so that an error reaches one hop further than e-prop.
+
+    Parameters
+    ----------
+    modulation : "types", "cells", LowRank(r) or (U, V)
+        As for `ModProp`.
+    refresh : "update", "never" or int
+        As for `ModProp`.
+    """
+
+    modulation: str | LowRank | tuple[np.ndarray, np.ndarray] = "types"
+    refresh: str | int = "update"
+
+    def __post_init__(self):
+        super().__post_init__()
+        twin = ModProp(0.0, self.modulation, refresh=self.refresh)
+        for name in ("modulation", "refresh"):
+            object.__setattr__(self, name, getattr(twin, name))
+
+    @property
+    def follows(self) -> bool:
+        return isinstance(self.modulation, LowRank)
+
+    def plan(self, network, h_mean=None) -> Plan:
+        twin = ModProp(0.0, self.modulation, refresh=self.refresh).plan(network)
+        why = twin.offline_because and "MDGL with modulation='cells' keeps N^3 numbers when streamed"
+        return replace(twin, one_tap=True, offline_because=why)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Modulation by the best approximation U V of W of this rank (truncated singular value decomposition), which follows W."""
+
+    rank: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "rank", checks.integer("rank", self.rank, least=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,36 +224,55 @@ class ModProp(Rule):
 
     Parameters
     ----------
-    mu : float, (n_types,) or, with (U, V) or "cells", (n_rec,) array, in [0, 1]
-        Stands for the mean derivative of the activation.
-    modulation : "types", (U, V) or "cells"
-        The modulatory matrix: means of W over pairs of cell types; the product of U (n_rec, r) and
-        V (r, n_rec), which does not follow W; or W itself, offline only.
-    factor : {"exact", "mean"}
+    mu : float, (n_types,) or, with (U, V), LowRank or "cells", (n_rec,) array, in [0, 1]; "auto" or "instant"
+        Stands for the mean derivative of the activation.  "auto": the running mean of h over each type, made
+        smaller where the filter would not forget within `horizon` steps; taken anew at every update by
+        `apply` or `fit_trials`, and at every `reset`.
+        "instant": the mean of h over each type at every step, offline only.  Both with types only.
+    modulation : "types", "cells", LowRank(r) or (U, V)
+        The modulatory matrix: means of W over pairs of cell types; W itself, offline only; its
+        best approximation of rank r, taken anew when mu="auto" is; or the product of U (n_rec, r) and V (r, n_rec), which does not follow W.
+    factor : {"exact", "mean", "running"}
         The postsynaptic factor in the drive of the filter: h[p] (the paper's rule, r N^2 numbers
-        of state) or mu (what the authors' code computes, r^2 N numbers).
+        of state), mu (what the authors' code computes, r^2 N numbers), or at the same price as mu the
+        running mean of h[p], taken anew when mu="auto" is.
     refresh : "update", "never" or int
         When the type means follow W: at every update, never ("pre-determined" taps), or every so
         many updates.
     self_modulation : bool
         False zeroes the diagonal of the type-mean matrix, as the authors' code does; with
         ``factor="mean"`` and types only.
+    exact_steps : int, optional
+        Exact credit inside chunks of so many steps, modulators for what came before: a dial from ModProp
+        to BPTT at O(N^2) per step.  With ``factor="exact"``; offline for now.
+    horizon : float
+        Of mu="auto": rho(K) <= 1 - 1 / horizon, in steps.
 
     Examples
     --------
-    >>> ModProp(0.25, factor="mean")
-    ModProp(feedback='symmetric', mu=0.25, modulation='types', factor='mean', refresh='update', self_modulation=True)
+    >>> ModProp(0.25, factor="mean").factor
+    'mean'
     """
 
-    mu: float | np.ndarray = 0.25
-    modulation: str | tuple[np.ndarray, np.ndarray] = "types"
+    mu: float | np.ndarray | str = 0.25
+    modulation: str | LowRank | tuple[np.ndarray, np.ndarray] = "types"
     factor: str = "exact"
     refresh: str | int = "update"
     self_modulation: bool = True
+    exact_steps: int | None = None
+    horizon: float = 1000.0
 
     def __post_init__(self):
         super().__post_init__()
-        if np.ndim(self.mu) == 0:
+        _exact_steps(self)
+        object.__setattr__(self, "horizon", checks.number("horizon", self.horizon, low=1, above=True))
+        if isinstance(self.mu, str):
+            checks.choice("mu", self.mu, ("auto", "instant"))
+            if self.modulation != "types":
+                raise ValueError(f"mu: expected numbers without modulation='types', got {self.mu!r}")
+            if self.mu == "instant" and self.factor != "exact":
+                raise ValueError(f"mu: 'instant' is defined for factor='exact', got factor={self.factor!r}")
+        elif np.ndim(self.mu) == 0:
             object.__setattr__(self, "mu", checks.number("mu", self.mu, low=0, high=1))
         else:
             mu = _frozen("mu", self.mu, (None,))
@@ -153,16 +281,18 @@ class ModProp(Rule):
             object.__setattr__(self, "mu", mu)
         if isinstance(self.modulation, str):
             checks.choice("modulation", self.modulation, ("types", "cells"))
-        else:
+        elif not isinstance(self.modulation, LowRank):
             try:
                 u, v = self.modulation
             except (TypeError, ValueError):
                 raise TypeError(
-                    f"modulation: expected 'types', 'cells' or a pair (U, V), got {checks.describe(self.modulation)}"
+                    f"modulation: expected 'types', 'cells', LowRank(r) or a pair (U, V), got {checks.describe(self.modulation)}"
                 ) from None
             pair = _frozen("modulation U", u, (None, None)), _frozen("modulation V", v, (None, None))
             object.__setattr__(self, "modulation", pair)
-        checks.choice("factor", self.factor, ("exact", "mean"))
+        checks.choice("factor", self.factor, ("exact", "mean", "running"))
+        if self.exact_steps and self.factor != "exact":
+            raise ValueError(f"exact_steps: defined for factor='exact', got factor={self.factor!r}")
         if isinstance(self.refresh, str):
             checks.choice("refresh", self.refresh, ("update", "never"))
         else:
@@ -170,23 +300,95 @@ class ModProp(Rule):
         if not self.self_modulation and (self.factor != "mean" or self.modulation != "types"):
             raise ValueError("self_modulation: False is defined for factor='mean' with modulation='types' only")
 
-    def plan(self, network) -> Plan:
+    @property
+    def follows(self) -> bool:
+        return isinstance(self.modulation, LowRank) or _is(self.mu, "auto") or self.factor == "running"
+
+    def plan(self, network, h_mean=None) -> Plan:
         n_rec = network.n_rec
-        every = {"update": 1, "never": 0}.get(self.refresh, self.refresh)
-        shared = {"adjoint": self.factor, "self_modulation": self.self_modulation}
+        if h_mean is None:
+            h_mean = np.full(n_rec, 0.5)
+        shared = {
+            "adjoint": self.factor,
+            "self_modulation": self.self_modulation,
+            "exact_steps": self.exact_steps or 0,
+            "refresh_every": {"update": 1, "never": 0}.get(self.refresh, self.refresh),
+            "measures_h": _is(self.mu, "auto") or self.factor == "running",
+            "hbar": h_mean if self.factor == "running" else None,
+            "instant": _is(self.mu, "instant"),
+            "offline_because": _why_chunks(self),
+        }
+        trace = "mean" if self.factor == "running" else self.factor
         if self.modulation == "types":
-            mu = np.broadcast_to(_fits("mu", self.mu, network.n_types, "one per type"), network.n_types)
-            return Plan(trace=self.factor, types=network.types, mu=mu, refresh_every=every, **shared)
+            types, mu = network.types, self.mu
+            if shared["instant"]:
+                mu = 0.0
+                shared["offline_because"] = "ModProp with mu='instant' is computed backwards here"
+            elif isinstance(mu, str):
+                n = np.bincount(types)
+                first = np.unique(types, return_index=True)[1]
+                M = type_means(network.w_rec, types)[np.ix_(first, first)]
+                mu = auto_mu(np.bincount(types, h_mean) / n, M, n, network.leak, self.horizon)
+            mu = np.broadcast_to(_fits("mu", mu, network.n_types, "one per type"), network.n_types)
+            return Plan(trace=trace, types=types, mu=mu, **shared)
         mu = np.broadcast_to(_fits("mu", self.mu, n_rec, "one per unit"), n_rec)
         if self.modulation == "cells":
-            why = "ModProp with modulation='cells' keeps N^3 numbers when streamed"
-            return Plan(cells=True, mu=mu, offline_because=why, **shared)
-        u, v = self.modulation
+            shared["offline_because"] = "ModProp with modulation='cells' keeps N^3 numbers when streamed"
+            return Plan(cells=True, mu=mu, **shared)
+        if isinstance(self.modulation, LowRank):
+            if self.modulation.rank > n_rec:
+                raise ValueError(f"modulation: expected a rank of at most n_rec = {n_rec}, got {self.modulation.rank}")
+            u, v = low_rank(network.w_rec, self.modulation.rank)
+        else:
+            u, v = self.modulation
+            shared["refresh_every"] = 0
         if len(u) != n_rec or v.shape != u.shape[::-1]:
             raise ValueError(
                 f"modulation: expected U of shape ({n_rec}, r) and V of shape (r, {n_rec}), got {u.shape} and {v.shape}"
             )
-        return Plan(trace=self.factor, u=u, v=v, mu=mu, **shared)
+        return Plan(trace=trace, u=u, v=v, mu=mu, **shared)
+
+
+RULES: dict[str, type[Rule]] = {
+    "bptt": BPTT, "tbptt": TBPTT, "eprop": EProp, "rflo": RFLO, "snap1": SnAp1, "mdgl": MDGL, "modprop": ModProp,
+}  # fmt: skip
+
+
+def parse_rule(text: str) -> Rule:
+    """The rule that a text such as ``bptt``, ``tbptt(horizon=20)`` or ``modprop(modulation=lowrank:2, factor=mean)`` names.
+
+    Examples
+    --------
+    >>> parse_rule("modprop(exact_steps=20)").exact_steps
+    20
+    """
+    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", str(text))
+    if not match:
+        raise ValueError(f"rule: expected a name or name(option=value, ..), got {text!r}")
+    name = checks.choice("rule", match[1], tuple(RULES))
+    options = {}
+    for part in filter(None, map(str.strip, (match[2] or "").split(","))):
+        key, _, value = map(str.strip, part.partition("="))
+        if key not in {f.name for f in fields(RULES[name])}:
+            known = ", ".join(f.name for f in fields(RULES[name]))
+            raise ValueError(f"rule: expected options of {name} ({known}), got {part!r}")
+        if value.startswith("lowrank:"):
+            options[key] = LowRank(int(value.removeprefix("lowrank:")))
+            continue
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return RULES[name](**options)
+
+
+def _exact_steps(rule):
+    if rule.exact_steps is not None:
+        object.__setattr__(rule, "exact_steps", checks.integer("exact_steps", rule.exact_steps, least=1))
+
+
+def _why_chunks(rule) -> str:
+    return f"{type(rule).__name__} with exact_steps goes back through recorded steps" if rule.exact_steps else ""
 
 
 def _frozen(name, value, shape):
@@ -199,6 +401,10 @@ def _fits(name, value, n, meaning):
     if np.ndim(value) and len(value) != n:
         raise ValueError(f"{name}: expected a number or {n} of them, {meaning}, got {len(value)}")
     return value
+
+
+def _is(value, name) -> bool:
+    return isinstance(value, str) and value == name
 
 
 def _same(a, b):

@@ -152,6 +152,7 @@ cdef class Engine:
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
         m.follows = online and plan.types is not None and plan.refresh_every > 0
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
+        m.one_tap, m.running = plan.one_tap, plan.hbar is not None
         self._bind_weights()
         self._lay_out()
         self._allocate()
@@ -221,7 +222,7 @@ cdef class Engine:
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * exact, r, D), "back": (2, S, r), "back_drive": (S * exact, D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
-                "keep": (N * masked, N),
+                "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (C, P), "self_drive": (2, C),
@@ -240,7 +241,7 @@ cdef class Engine:
         m.back, m.back_drive = address(a["back"]), address(a["back_drive"])
         m.coef, m.old = address(a["coef"]), address(a["old"])
         m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
-        m.keep = address(a["keep"])
+        m.keep, m.factor, m.h_sum = address(a["keep"]), address(a["factor"]), address(a["h_sum"])
         a["pick"][LANES:] = 1
         a["pick"][2 * LANES] = 0
         if masked:
@@ -269,10 +270,22 @@ cdef class Engine:
         a = self.arrays
         m.grad, m.grad_w_out, m.grad_b_out = address(a["grad"]), address(a["grad_w_out"]), address(a["grad_b_out"])
 
+    def follow(self, plan):
+        """Another plan of the same make: the filter, mu or hbar has changed."""
+        self.kernels.settle(&self.m)
+        self.plan = plan
+        if plan.types is None:
+            self._set_modulation()
+        else:  # the means of W are refreshed apart
+            self.constants["mu"][:] = plan.mu
+            self.arrays["factor"][self.constants["place"]] = 1 if plan.hbar is None else plan.hbar
+            self.kernels.derive(&self.m)
+
     cdef _set_modulation(self):
         """Types: the constants of the mean matrix.  Low rank: the filter itself, which does not follow W."""
         cdef Model *m = &self.m
         plan, a, c = self.plan, self.arrays, self.constants
+        a["factor"][c["place"]] = 1 if plan.hbar is None else plan.hbar
         if plan.types is not None:
             c["size"][:] = np.bincount(plan.types, minlength=m.rank)
             c["mu"][:] = plan.mu
@@ -282,11 +295,17 @@ cdef class Engine:
         elif m.rank:
             k, V, mu = m.leak, plan.v, np.broadcast_to(plan.mu, m.n_rec)
             a["u"][:, c["place"]] = plan.u.T
-            a["K"][:] = k * np.eye(m.rank) + (1 - k) * (V * mu) @ plan.u
+            a["K"][:] = 0 if plan.one_tap else k * np.eye(m.rank) + (1 - k) * (V * mu) @ plan.u
             a["drive"][c["place"]] = (1 - k) * V.T
             a["class_drive"][:] = (1 - k) * np.eye(m.n_class)
-            a["readout"][:, c["place"]] = V * mu
+            a["readout"][:, c["place"]] = V * (mu if plan.hbar is None else plan.hbar)
             self.kernels.derive(m)
+
+    def take_h(self):
+        """(sum over steps of h (n_rec,), number of steps) since the last call."""
+        total, count = self.arrays["h_sum"].astype(float), self.m.h_count
+        self.arrays["h_sum"][:], self.m.h_count = 0, 0
+        return total, count
 
     # ------------------------------------------------------------ modulation
 
@@ -513,23 +532,26 @@ cdef class Engine:
         cdef Record rec
         cdef int status
         cdef unsigned long long fp
-        cdef Adjoint kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "bptt": ADJOINT_BPTT}[
-            self.plan.adjoint
-        ]
-        cdef bint cells = self.plan.cells
+        cdef Backwards how
+        plan = self.plan
         T, N, Q, dtype = len(xs), self.m.n_rec, self.m.stride, self.network.dtype
         pre, eps = np.empty((2, T, Q), dtype)
         h, signal, rows = np.empty((3, T, N), dtype)
-        mu = np.ascontiguousarray(self.plan.mu_of_units(N), dtype)
+        exact_rows, d = np.empty((T if plan.exact_steps else 0, N), dtype), np.empty(N, dtype)
+        mu = np.array(plan.mu_of_units(N), dtype)
+        hbar = None if plan.hbar is None else np.array(plan.hbar, dtype)
         rec.pre, rec.eps, rec.h = address(pre), address(eps), address(h)
-        rec.signal, rec.rows = address(signal), address(rows)
-        cdef const void *mu_data = address(mu)
+        rec.signal, rec.rows, rec.exact_rows, rec.d = address(signal), address(rows), address(exact_rows), address(d)
+        how.kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "running": ADJOINT_RUNNING,
+                    "bptt": ADJOINT_BPTT, "snap1": ADJOINT_SNAP1}[plan.adjoint]
+        how.cells, how.instant, how.exact_steps, how.horizon = plan.cells, plan.instant, plan.exact_steps, plan.horizon
+        how.mu, how.hbar = address(mu), address(hbar)
         self._enter("gradient")
         with nogil:
             fp = mpf_flush()
             status = self.kernels.record(&self.m, &trial, &rec)
             if status == OK:
-                self.kernels.adjoint(&self.m, &rec, kind, cells, mu_data, trial.n_steps)
+                self.kernels.adjoint(&self.m, &rec, &how, trial.n_steps)
             mpf_unflush(fp)
         self.busy = False
         self._check(status, &trial)

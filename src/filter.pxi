@@ -22,16 +22,16 @@ cdef void derive_filter(Model *m, real *K) noexcept nogil:
         for b in range(r):
             m.power[a * r + b] = take * m.means[a * r + b] * m.type_size[b] * m.type_mu[b]
             drive[b * r + a] = <real>(take * m.means[a * r + b])
-            class_drive[b * r + a] = <real>(take * m.means[a * r + b] * m.type_mu[b])
+            class_drive[b * r + a] = <real>(take * m.means[a * r + b] * (1 if m.running else m.type_mu[b]))
         own = 0 if m.self_modulation else take * m.type_mu[a] * m.means[a * r + a]
         m.power[a * r + a] += m.leak - own
         kept[a] = <real>(m.leak - own)
         kept[r + a] = <real>own
     for a in range(r * r):
-        K[a] = <real>m.power[a]
-    m.unstable = not decays(m.power, m.power + r * r, r)
+        K[a] = 0 if m.one_tap else <real>m.power[a]
+    m.unstable = not m.one_tap and not decays(m.power, m.power + r * r, r)
     for a in range(r):
-        if not fabs(<double>kept[a]) < 1:
+        if not m.one_tap and not fabs(<double>kept[a]) < 1:
             m.unstable = True
 
 

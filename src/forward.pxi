@@ -9,31 +9,37 @@ cdef inline real log1p_(real x) noexcept nogil:
     return log1pf(x) if real is float else log1p(x)
 
 
-cdef inline real tanh_(real x) noexcept nogil:
-    return tanhf(x) if real is float else tanh(x)
+cdef inline real expm1_(real x) noexcept nogil:
+    return expm1f(x) if real is float else expm1(x)
 
 
 cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kind) noexcept nogil:
-    """z = phi(v), h = phi'(v); at v = 0 relu has h = 0."""
+    """z = phi(v), h = phi'(v); at v = 0 relu has h = 0.
+
+    All from exp(-|v|), so that a derivative that is nearly zero has its digits: 1 - tanh(v)^2 would lose them.
+    """
     cdef Py_ssize_t i
-    cdef real s
+    cdef real e, size
     if kind == RELU:
         for i in range(n):
             h[i] = 1 if v[i] > 0 else 0
             z[i] = 0 if v[i] <= 0 else v[i]  # a NaN stays a NaN
     elif kind == SOFTPLUS:
         for i in range(n):
-            s = v[i] if v[i] > 0 else 0
-            z[i] = s + log1p_(exp_(-v[i] if v[i] > 0 else v[i]))
-            h[i] = <real>0.5 * (1 + tanh_(<real>0.5 * v[i]))
+            e = exp_(-v[i] if v[i] > 0 else v[i])
+            z[i] = (v[i] if v[i] > 0 else 0) + log1p_(e)
+            h[i] = (1 if v[i] > 0 else e) / (1 + e)
     elif kind == TANH:
         for i in range(n):
-            z[i] = tanh_(v[i])
-            h[i] = 1 - z[i] * z[i]
+            e = expm1_(-2 * v[i] if v[i] > 0 else 2 * v[i])
+            size = -e / (2 + e)
+            z[i] = -size if v[i] < 0 else size
+            h[i] = 4 * (1 + e) / ((2 + e) * (2 + e))
     elif kind == SIGMOID:
         for i in range(n):
-            z[i] = <real>0.5 * (1 + tanh_(<real>0.5 * v[i]))
-            h[i] = z[i] * (1 - z[i])
+            e = exp_(-v[i] if v[i] > 0 else v[i])
+            z[i] = (1 if v[i] > 0 else e) / (1 + e)
+            h[i] = e / ((1 + e) * (1 + e))
     else:
         for i in range(n):
             z[i] = v[i]

@@ -19,7 +19,7 @@ multiply-add gained 5 to 10 % and would have cost that.  Subnormal numbers are f
 by core.pyx.
 """
 
-from libc.math cimport INFINITY, exp, expf, fabs, log, log1p, log1pf, tanh, tanhf
+from libc.math cimport INFINITY, exp, expf, expm1, expm1f, fabs, log, log1p, log1pf
 from libc.string cimport memcpy, memset
 
 from model cimport *
@@ -61,11 +61,17 @@ cdef int record_f32(Model *m, Trials *trial, Record *rec) noexcept nogil:
 cdef int record_f64(Model *m, Trials *trial, Record *rec) noexcept nogil:
     return record_trial(m, trial, rec, <const double *>trial.x)
 
-cdef void adjoint_f32(Model *m, Record *rec, Adjoint kind, bint cells, const void *mu, Py_ssize_t n_steps) noexcept nogil:
-    adjoint(m, rec, kind, cells, <const float *>mu, n_steps)
+cdef void adjoint_f32(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil:
+    if how.horizon:
+        truncated(m, rec, how.horizon, <float *>rec.signal, n_steps)
+    else:
+        adjoint(m, rec, how, <float *>how.mu, n_steps)
 
-cdef void adjoint_f64(Model *m, Record *rec, Adjoint kind, bint cells, const void *mu, Py_ssize_t n_steps) noexcept nogil:
-    adjoint(m, rec, kind, cells, <const double *>mu, n_steps)
+cdef void adjoint_f64(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil:
+    if how.horizon:
+        truncated(m, rec, how.horizon, <double *>rec.signal, n_steps)
+    else:
+        adjoint(m, rec, how, <double *>how.mu, n_steps)
 
 cdef void reset_f32(Model *m) noexcept nogil:
     rest(m, <float *>m.v)

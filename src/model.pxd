@@ -32,7 +32,7 @@ cdef enum Trace:  # what is put in place of the nonlocal term
     TRACE_NONE, TRACE_EXACT, TRACE_MEAN
 
 cdef enum Adjoint:  # the same choice, backwards in time
-    ADJOINT_NONE, ADJOINT_EXACT, ADJOINT_MEAN, ADJOINT_BPTT
+    ADJOINT_NONE, ADJOINT_EXACT, ADJOINT_MEAN, ADJOINT_RUNNING, ADJOINT_BPTT, ADJOINT_SNAP1
 
 cdef enum ErrorSource:  # where dE/dy comes from at this step
     FROM_NOTHING, FROM_TARGET, FROM_LABEL, FROM_SIGNAL
@@ -86,6 +86,9 @@ ctypedef struct Model:
     double *type_mu           # (r,) mu per type
     double *means             # (r, r) M[a, b]
     double *power             # (2, r, r) scratch
+    bint one_tap              # MDGL: the filter forgets at once, K = 0
+    void *factor              # (P,) of the `mean` factor by place: 1 (class_drive holds mu), or hbar; 0 where there is no unit
+    bint running              # hbar
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
     void *column_sums         # (r, N) sum of W[p, :] over the units p of each type
     void *u                   # (r, P) U^T; one-hot membership for types
@@ -106,6 +109,8 @@ ctypedef struct Model:
     void *traces              # of blocks of units (`exact`) or classes (`mean`), see linear.pxi
     void *self_traces         # (C, Q) l, or NULL
     void *class_eps           # (S, C, Q) ring of eps + l, or NULL
+    void *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
+    Py_ssize_t h_count        # how many steps
     void *local               # (S, P) ring of L h, by place
     void *modulator           # (S, r) ring of m
     unsigned char *erred      # (S,) whether the step had an error to learn from
@@ -159,6 +164,19 @@ ctypedef struct Record:
     void *h                   # (T, N)
     void *signal              # (T, N)
     void *rows                # (T, N) out: the left factor of the gradient
+    void *exact_rows          # (T, N) out: that of the exact part, with exact_steps
+    void *d                   # (N,) scratch
+
+
+# What it computes.
+ctypedef struct Backwards:
+    Adjoint kind
+    bint cells                # the modulatory matrix is W itself
+    bint instant              # mu is the mean of h over each type, at every step
+    Py_ssize_t exact_steps    # 0: none
+    Py_ssize_t horizon        # of truncated BPTT; 0: none
+    void *mu                  # (N,)
+    const void *hbar          # (N,)
 
 
 # The kernels of one instruction set and one dtype.
@@ -167,7 +185,7 @@ ctypedef struct Kernels:
     int (*run)(Model *m, Trials *trial) noexcept nogil
     int (*run_together)(Model **models, Trials *trials, Py_ssize_t n, void *z, void *current) noexcept nogil
     int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
-    void (*adjoint)(Model *m, Record *rec, Adjoint kind, bint cells, const void *mu, Py_ssize_t n_steps) noexcept nogil
+    void (*adjoint)(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil
     void (*reset)(Model *m) noexcept nogil
     void (*settle)(Model *m) noexcept nogil
     void (*descend)(Model *m) noexcept nogil

@@ -159,7 +159,7 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
             if m.type == NULL:
                 coef[n_terms * P + i] = (<real *>m.readout)[c * P + i]
             else:
-                coef[n_terms * P + i] = m.unit[i] >= 0
+                coef[n_terms * P + i] = (<real *>m.factor)[i]
         m.terms[n_terms] = <void *>(rows + c * m.stride)
         n_terms += 1
     return n_terms
@@ -387,6 +387,9 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     for p in range(n):
         h_past[m.place[p]] = h[p]
         m.awake[m.place[p]] = m.awake[m.place[p]] << 1 | (h[p] != 0)
+    if m.h_sum != NULL:
+        axpy(<real *>m.h_sum, <real>1, h, n)
+        m.h_count += 1
     if learn:
         for p in range(n):
             local[m.place[p]] = scale * signal[p] * h[p]

@@ -156,6 +156,9 @@ cdef Status record_trial(Model *m, Trials *trial, Record *rec, const real *x) no
         memcpy(pre + t * Q + n, <real *>m.pre + n, (Q - n) * sizeof(real))
         memcpy(<real *>rec.eps + t * Q, <real *>m.eps + slot(m, m.t) * Q, Q * sizeof(real))
         memcpy(<real *>rec.h + t * n, m.h, n * sizeof(real))
+        if m.h_sum != NULL:
+            axpy(<real *>m.h_sum, <real>1, <real *>m.h, n)
+            m.h_count += 1
         source = source_at(trial, t)
         if source == FROM_NOTHING:
             memset(signal + t * n, 0, n * sizeof(real))
@@ -168,62 +171,132 @@ cdef Status record_trial(Model *m, Trials *trial, Record *rec, const real *x) no
     return OK
 
 
-cdef void adjoint(Model *m, Record *rec, Adjoint kind, bint cells, const real *mu, Py_ssize_t n_steps) noexcept nogil:
-    """Backwards in time; grad += sum_t rows_t eps_t^T (`exact`, none) or sum_t rows_t s_t^T (`mean`, BPTT).
+cdef void through_w(Model *m, real *back, const real *lam) noexcept nogil:
+    """back = (1-k) W^T lam."""
+    cdef Py_ssize_t p, n = m.n_rec
+    matvec_t(back, <const real *>m.w_rec, lam, n, n)
+    for p in range(n):
+        back[p] *= <real>(1 - m.leak)
 
-    back = (1-k) Wb^T lam_{t+1}: two skinny products for U V, one pass over W for `cells` and BPTT.
-    none   lam = h L                                         rows = lam
-    exact  lam = h L + mu back + k lam_{t+1}                 rows = h (L + back)
-    mean   lam = h L + mu back + k lam_{t+1}                 rows = (1-k) lam
-    BPTT   lam = h (L + back) + k lam_{t+1}                  rows = (1-k) lam
-    """
-    cdef real *lam = <real *>m.signal
-    cdef real *back = <real *>m.current
+
+cdef void through_modulators(Model *m, real *back, const real *lam) noexcept nogil:
+    """back = (1-k) (U V)^T lam: two skinny products."""
     cdef real *placed = <real *>m.local
     cdef real *modulator = <real *>m.modulator
     cdef const real *drive = <real *>m.drive
+    cdef Py_ssize_t p, a, r = m.rank
+    for p in range(m.n_rec):
+        placed[m.place[p]] = lam[p]
+        back[p] = 0
+    if r:
+        matvec(modulator, <const real *>m.u, placed, r, m.n_blocks * ROWS)
+    for p in range(m.n_rec):
+        for a in range(r):
+            back[p] += drive[m.drive_class[p] * r + a] * modulator[a]
+
+
+cdef void instant_mu(Model *m, real *mu, const real *h) noexcept nogil:
+    """mu[p] = the mean of h over the type of p."""
+    cdef real *total = <real *>m.old
+    cdef Py_ssize_t p
+    memset(total, 0, m.rank * sizeof(real))
+    for p in range(m.n_rec):
+        total[m.type[p]] += h[p]
+    for p in range(m.n_rec):
+        mu[p] = total[m.type[p]] / <real>m.type_size[m.type[p]]
+
+
+cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_steps) noexcept nogil:
+    """Backwards in time; grad += sum_t rows_t eps_t^T, or of a rule that is exact in sum_t rows_t s_t^T.
+
+    m = h L, and back = (1-k) Wb^T lam_{t+1}: one pass over W for `cells` and BPTT, none otherwise.
+    none     rows = m
+    exact    lam = m + mu back + k lam_{t+1}      rows = m + h back
+    running                                       rows = m + hbar back
+    mean                                          rows = (1-k) lam, onto s
+    BPTT     lam = m + h back + k lam_{t+1}       rows = (1-k) lam, onto s
+    SnAp-1   the same with the diagonal of W
+    MDGL     lam = m                              rows = m + h back
+    exact_steps: BPTT by chunks, each from lam = 0 behind it; what it says of the step before the chunk,
+    dE_chunk / dv_{t0-1}, is the m of the rule, which is 0 elsewhere.
+    """
+    cdef real *lam = <real *>m.signal
+    cdef real *back = <real *>m.current
+    cdef real *d = <real *>rec.d
     cdef const real *kept = <real *>m.self_drive
     cdef const real *L
     cdef const real *h
+    cdef const real *f
     cdef real *rows
-    cdef real keep = <real>m.leak, take = <real>(1 - m.leak), held
-    cdef Py_ssize_t i, p, a, n = m.n_rec
-    cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT
+    cdef real *exact
+    cdef real keep = 0 if m.one_tap else <real>m.leak, leak = <real>m.leak, take = <real>(1 - m.leak), held, direct
+    cdef Py_ssize_t i, t, p, n = m.n_rec, b = how.exact_steps
+    cdef Adjoint kind = how.kind
+    cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1, last
     memset(lam, 0, n * sizeof(real))
     memset(back, 0, n * sizeof(real))
+    memset(d, 0, n * sizeof(real))
     for i in range(n_steps):
-        L = <real *>rec.signal + (n_steps - 1 - i) * n
-        h = <real *>rec.h + (n_steps - 1 - i) * n
-        rows = <real *>rec.rows + (n_steps - 1 - i) * n
-        if kind == ADJOINT_NONE:
+        t = n_steps - 1 - i
+        L, h = <real *>rec.signal + t * n, <real *>rec.h + t * n
+        rows = <real *>rec.rows + t * n
+        f = <const real *>how.hbar if kind == ADJOINT_RUNNING else h
+        if b:
+            exact, last = <real *>rec.exact_rows + t * n, (t + 1) % b == 0 or i == 0
+            through_w(m, back, d)
             for p in range(n):
-                rows[p] = h[p] * L[p]
-            continue
-        if cells:
-            matvec_t(back, <const real *>m.w_rec, lam, n, n)
-            for p in range(n):
-                back[p] *= take
+                direct = leak * d[p] + h[p] * back[p]
+                d[p] = h[p] * L[p] + (0 if last else direct)
+                exact[p] = take * d[p]
+                rows[p] = direct if last else 0
         else:
             for p in range(n):
-                placed[m.place[p]] = lam[p]
-            if m.rank:
-                matvec(modulator, <const real *>m.u, placed, m.rank, m.n_blocks * ROWS)
+                rows[p] = h[p] * L[p]
+        if kind == ADJOINT_NONE:
+            continue
+        if kind == ADJOINT_SNAP1:
             for p in range(n):
-                back[p] = 0
-                for a in range(m.rank):
-                    back[p] += drive[m.drive_class[p] * m.rank + a] * modulator[a]
+                back[p] = take * (<real *>m.w_rec)[p * n + p] * lam[p]
+        elif how.cells:
+            through_w(m, back, lam)
+        else:
+            through_modulators(m, back, lam)
+        if how.instant:
+            instant_mu(m, mu, h)
         for p in range(n):
             held = keep
             if kind == ADJOINT_MEAN and not m.self_modulation:
                 held = kept[m.type[p]]
-            if kind == ADJOINT_EXACT:
-                rows[p] = h[p] * (L[p] + back[p])
-            lam[p] = h[p] * (L[p] + back[p] if kind == ADJOINT_BPTT else L[p]) + held * lam[p]
-            if kind != ADJOINT_BPTT:
+            lam[p] = rows[p] + held * lam[p]
+            if kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1:
+                lam[p] += h[p] * back[p]
+            elif not m.one_tap:
                 lam[p] += mu[p] * back[p]
-            if kind != ADJOINT_EXACT:
-                rows[p] = take * lam[p]
+            rows[p] = take * lam[p] if onto_sources else rows[p] + f[p] * back[p]
+    if b:
+        add_products(m, <real *>rec.exact_rows, <real *>rec.pre, n_steps)
     add_products(m, <real *>rec.rows, <real *>(rec.pre if onto_sources else rec.eps), n_steps)
+
+
+cdef void truncated(Model *m, Record *rec, Py_ssize_t horizon, real *d, Py_ssize_t n_steps) noexcept nogil:
+    """TBPTT: the adjoints d_t of all errors, pulled back one step at a time; grad += (1-k) sum_{age < horizon} sum_t d_t s_{t-age}^T."""
+    cdef real *back = <real *>m.current
+    cdef const real *h
+    cdef real *rows = <real *>rec.rows
+    cdef real leak = <real>m.leak, take = <real>(1 - m.leak)
+    cdef Py_ssize_t age, t, p, n = m.n_rec
+    for p in range(n_steps * n):
+        d[p] *= (<real *>rec.h)[p]  # h L
+    memset(rows, 0, n_steps * n * sizeof(real))
+    for age in range(min(horizon, n_steps)):
+        for t in range(age, n_steps):
+            axpy(rows + (t - age) * n, take, d + t * n, n)
+            if t > age:
+                h = <real *>rec.h + (t - age - 1) * n
+                through_w(m, back, d + t * n)
+                for p in range(n):
+                    d[t * n + p] = leak * d[t * n + p] + h[p] * back[p]
+    add_products(m, rows, <real *>rec.pre, n_steps)
 
 
 cdef void add_products(Model *m, const real *rows, const real *sources, Py_ssize_t n_steps) noexcept nogil:

@@ -40,8 +40,6 @@ def test_every_chunk_gives_the_gradient_of_the_reference(problem, chunk, n_steps
         learner = problem.learner(rule)
         if learner.filter_radius >= 1:
             continue
-        if "wb" in how and "low rank" not in name:  # the means of the weights as they are now
-            how["wb"] = mf.reference.type_means(problem.net.w_rec, problem.net.types, "no self" not in name)
         expected = problem.reference(mode="offline", **how)
         assume(moves(expected))
         try:

@@ -55,6 +55,43 @@ def rules(problem):
             ),
             f"cells {factor}": (mf.ModProp(mu, modulation="cells", factor=factor), False, how | {"wb": net.w_rec}),
         }
+    return out | others(problem, u, v, means)
+
+
+def others(problem, u, v, means):
+    """The rest of the family."""
+    net, mu = problem.net, problem.mu
+    b, half = int(problem.rng.integers(1, 10)), np.full(net.n_rec, 0.5)  # before any activity was measured
+    rank = min(int(problem.rng.integers(1, 4)), net.n_rec)
+    low = np.matmul(*reference.low_rank(net.w_rec, rank))
+    n = np.bincount(net.types)
+    first = np.unique(net.types, return_index=True)[1]
+    auto = reference.auto_mu(np.full(len(n), 0.5), means[np.ix_(first, first)], n, net.leak, 3.0)[net.types]
+    modprop, chunks = {"rule": "modprop", "wb": means}, {"exact_steps": b}
+    running = {"factor": "running", "hbar": half}
+    out = {
+        "tbptt": (mf.TBPTT(b), False, {"rule": "tbptt", "horizon": b}),
+        "snap1": (mf.SnAp1(), not net.autapses, {"rule": "snap1"}),
+        "mdgl types": (mf.MDGL(), True, {"rule": "mdgl", "wb": means}),
+        "mdgl cells": (mf.MDGL("cells"), False, {"rule": "mdgl", "wb": net.w_rec}),
+        "mdgl low rank": (mf.MDGL((u, v)), True, {"rule": "mdgl", "wb": u @ v}),
+        "running types": (mf.ModProp(mu, factor="running"), True, modprop | running),
+        "running low rank": (mf.ModProp(mu, (u, v), "running"), True, modprop | running | {"wb": u @ v}),
+        "running cells": (mf.ModProp(mu, "cells", "running"), False, modprop | running | {"wb": net.w_rec}),
+        "truncated svd": (mf.ModProp(mu, mf.LowRank(rank)), True, modprop | {"wb": low}),
+        "auto": (mf.ModProp("auto", horizon=3.0), True, modprop | {"mu": auto}),
+        "auto running": (mf.ModProp("auto", factor="running", horizon=3.0), True, modprop | running | {"mu": auto}),
+        "instant": (mf.ModProp("instant"), False, modprop | {"mu": "instant", "types": net.types}),
+        "exact steps": (mf.ModProp(mu, exact_steps=b), False, modprop | chunks),
+        "exact steps low rank": (mf.ModProp(mu, (u, v), exact_steps=b), False, modprop | chunks | {"wb": u @ v}),
+        "exact steps cells": (mf.ModProp(mu, "cells", exact_steps=b), False, modprop | chunks | {"wb": net.w_rec}),
+        "exact steps instant": (
+            mf.ModProp("instant", exact_steps=b),
+            False,
+            modprop | chunks | {"mu": "instant", "types": net.types},
+        ),
+        "exact steps eprop": (mf.EProp(exact_steps=b), False, {"rule": "eprop"} | chunks),
+    }
     return out
 
 

@@ -25,7 +25,14 @@ RULES = {
     "no self": mf.ModProp(0.25, factor="mean", self_modulation=False),
     "every third": mf.ModProp(0.25, refresh=3),
     "never": mf.ModProp(0.25, refresh="never", factor="mean"),
+    "mdgl": mf.MDGL(),
 }
+FOLLOWING = {  # within a stream they stand still, and follow at each reset
+    "running": mf.ModProp(0.25, factor="running"),
+    "auto": mf.ModProp("auto"),
+    "low rank": mf.ModProp(0.25, mf.LowRank(1)),
+}
+every_rule = st.sampled_from(sorted(RULES | FOLLOWING)).map((RULES | FOLLOWING).get)
 any_rule = st.sampled_from(sorted(RULES)).map(RULES.get)
 any_dtype = st.sampled_from(["float32", "float64"])
 
@@ -58,7 +65,7 @@ def stream(problem):
 
 
 @settings(max_examples=60)
-@given(problems("float32"), any_rule, st.sampled_from(["step", "apply"]))
+@given(problems("float32"), every_rule, st.sampled_from(["step", "apply"]))
 def test_run_is_a_loop_of_steps(problem, rule, update):
     xs, each, targets, mask = stream(problem)
     by_step, by_run = twin(problem, rule, update=update), twin(problem, rule, update=update)
@@ -95,7 +102,7 @@ def test_steps_that_update_are_steps_and_applications(problem, rule):
 
 
 @settings(max_examples=30)
-@given(any_dtype.flatmap(lambda d: problems(d)), any_rule)
+@given(any_dtype.flatmap(lambda d: problems(d)), every_rule)
 def test_a_stream_accumulates_the_gradient_of_its_trial(problem, rule):
     """`gradient` takes the mean over the masked steps, a stream their sum."""
     learner = twin(problem, rule, update="apply")
@@ -109,7 +116,7 @@ def test_a_stream_accumulates_the_gradient_of_its_trial(problem, rule):
 
 
 @settings(max_examples=25)
-@given(any_dtype.flatmap(lambda d: problems(d)), any_rule, st.sampled_from([1, 3, 4, 7, 20, 37]))
+@given(any_dtype.flatmap(lambda d: problems(d)), every_rule, st.sampled_from([1, 3, 4, 7, 20, 37]))
 def test_a_batch_does_not_depend_on_the_threads(problem, rule, n_trials):
     """Nor on how many trials go through W together: at most sixteen, and fewer with more threads."""
     some = np.arange(n_trials) % len(problem.inputs)
