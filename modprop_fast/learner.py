@@ -74,7 +74,10 @@ class Learner:
                 raise ValueError(f"network: expected weights that can be written, got a read-only {name}")
         checks.choice("loss", loss, LOSSES)
         plain = optimizer == SGD(optimizer.lr)
-        update = checks.choice("update", update or ("step" if plain else "apply"), ("step", "apply"))
+        chunks = bool(getattr(rule, "exact_steps", None))
+        update = checks.choice("update", update or ("step" if plain and not chunks else "apply"), ("step", "apply"))
+        if update == "step" and chunks:
+            raise ValueError(f"update: expected 'apply' with exact_steps, got {update!r}")
         if update == "step" and not plain:
             raise ValueError(f"optimizer: expected plain SGD(lr) with update='step', got {optimizer}")
         self.network, self.rule, self.loss_name, self.optimizer, self.update = network, rule, loss, optimizer, update

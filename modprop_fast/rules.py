@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from . import checks
+from .core import MAX_WINDOW
 from .reference_rules import auto_mu, low_rank, type_means
 
 
@@ -244,7 +245,8 @@ class ModProp(Rule):
         ``factor="mean"`` and types only.
     exact_steps : int, optional
         Exact credit inside chunks of so many steps, modulators for what came before: a dial from ModProp
-        to BPTT at O(N^2) per step.  With ``factor="exact"``; offline for now.
+        to BPTT at O(N^2) per step and O(exact_steps N) more memory.  It streams with ``update="apply"`` and at most
+        32 steps, and the gradient is complete at the end of each chunk.  With ``factor="exact"``.
     horizon : float
         Of mu="auto": rho(K) <= 1 - 1 / horizon, in steps.
 
@@ -388,7 +390,9 @@ def _exact_steps(rule):
 
 
 def _why_chunks(rule) -> str:
-    return f"{type(rule).__name__} with exact_steps goes back through recorded steps" if rule.exact_steps else ""
+    if (rule.exact_steps or 0) <= MAX_WINDOW:
+        return ""
+    return f"{type(rule).__name__} with more than {MAX_WINDOW} exact_steps goes back through the recorded trial"
 
 
 def _frozen(name, value, shape):

@@ -152,6 +152,9 @@ cdef class Engine:
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
         m.follows = online and plan.types is not None and plan.refresh_every > 0
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
+        m.exact_steps = plan.exact_steps if plan.exact_steps < SLOTS and not plan.offline_because else 0
+        if m.exact_steps:
+            m.window = m.exact_steps
         m.one_tap, m.running = plan.one_tap, plan.hbar is not None
         self._bind_weights()
         self._lay_out()
@@ -223,6 +226,7 @@ cdef class Engine:
                 "power_K": (S, r, r), "power_drive": (S * exact, r, D), "back": (2, S, r), "back_drive": (S * exact, D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
+                "sources": (S * (m.exact_steps > 0), Q),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (C, P), "self_drive": (2, C),
@@ -242,6 +246,7 @@ cdef class Engine:
         m.coef, m.old = address(a["coef"]), address(a["old"])
         m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
         m.keep, m.factor, m.h_sum = address(a["keep"]), address(a["factor"]), address(a["h_sum"])
+        m.sources = address(a["sources"])
         a["pick"][LANES:] = 1
         a["pick"][2 * LANES] = 0
         if masked:
@@ -504,7 +509,7 @@ cdef class Engine:
 
     cdef _set_window(self, Py_ssize_t window):
         self.kernels.settle(&self.m)
-        self.m.window = window
+        self.m.window = self.m.exact_steps or window
         self.m.n_groups = window if self.m.online else 1
         self.constants["since"][:] = self.m.t
 

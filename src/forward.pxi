@@ -46,6 +46,18 @@ cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kin
             h[i] = 1
 
 
+cdef inline Py_ssize_t slot(Model *m, Py_ssize_t t) noexcept nogil:
+    return t % SLOTS
+
+
+cdef void through_w(Model *m, real *back, const real *lam) noexcept nogil:
+    """back = (1-k) W^T lam."""
+    cdef Py_ssize_t p, n = m.n_rec
+    matvec_t(back, <const real *>m.w_rec, lam, n, n)
+    for p in range(n):
+        back[p] *= <real>(1 - m.leak)
+
+
 cdef bint forward(Model *m, const real *x) noexcept nogil:
     """v, z, h, eps and y of the next step; its slot of the rings is that of m.t from here on.  False: y is not finite."""
     cdef real *pre = <real *>m.pre
@@ -65,6 +77,8 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     m.t += 1
     eps = <real *>m.eps + slot(m, m.t) * m.stride
     memcpy(pre + n, x, m.n_in * sizeof(real))
+    if m.sources != NULL:
+        memcpy(<real *>m.sources + slot(m, m.t) * m.stride, pre, m.stride * sizeof(real))
     matvec(<real *>m.input, <const real *>m.w_in, x, n, m.n_in)
     if b_rec != NULL:
         axpy(<real *>m.input, <real>1, b_rec, n)

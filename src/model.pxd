@@ -86,6 +86,7 @@ ctypedef struct Model:
     double *type_mu           # (r,) mu per type
     double *means             # (r, r) M[a, b]
     double *power             # (2, r, r) scratch
+    Py_ssize_t exact_steps    # length of the chunks inside which the gradient is exact (`close_chunk`); 0: none
     bint one_tap              # MDGL: the filter forgets at once, K = 0
     void *factor              # (P,) of the `mean` factor by place: 1 (class_drive holds mu), or hbar; 0 where there is no unit
     bint running              # hbar
@@ -111,6 +112,7 @@ ctypedef struct Model:
     void *class_eps           # (S, C, Q) ring of eps + l, or NULL
     void *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
     Py_ssize_t h_count        # how many steps
+    void *sources             # (S, Q) ring of [z_{t-1} | x_t | 1] with exact_steps, else NULL
     void *local               # (S, P) ring of L h, by place
     void *modulator           # (S, r) ring of m
     unsigned char *erred      # (S,) whether the step had an error to learn from

@@ -16,10 +16,6 @@
 # that lag behind as well, and both become products of matrices of rank `window`.
 
 
-cdef inline Py_ssize_t slot(Model *m, Py_ssize_t t) noexcept nogil:
-    return t % SLOTS
-
-
 cdef void unit_rows(Model *m, Py_ssize_t block, void **rows, void *base, Py_ssize_t width, real *dummy) noexcept nogil:
     """Where the rows of the units of a block begin in a matrix of so many columns."""
     cdef Py_ssize_t i
@@ -351,9 +347,50 @@ cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     m.since[group] = m.t
 
 
+cdef void close_chunk(Model *m, real *coef) noexcept nogil:
+    """The gradient of the errors of the last steps, a chunk that begins at t0: exact within, the rule's beyond.
+
+    d_t = m_t + k d_{t+1} + (1-k) h_t (W^T d_{t+1}),   m = h L,   and a = what d_{t0-1} would be without an error there:
+    grad += sum_t (1-k) d_t s_t^T + a eps_{t0-1}^T + sum_c (U^T a)[c] R_{t0-1}[c].  Then the traces R follow.
+    """
+    cdef Py_ssize_t n_steps = m.t - m.since[0], P = m.n_blocks * ROWS, block, n, p, at
+    cdef bint exact = m.trace == TRACE_EXACT, held = m.since[0] > 0, owed = any_error(m, n_steps)
+    cdef real leak = <real>m.leak, take = <real>(1 - m.leak)
+    cdef real *d = <real *>m.input
+    cdef real *back = <real *>m.current
+    cdef real *modulator = <real *>m.modulator
+    cdef const real *h
+    cdef const real *local
+    if owed:
+        memset(d, 0, m.n_rec * sizeof(real))
+        memset(coef, 0, (n_steps + 1) * P * sizeof(real))
+        for n in range(n_steps + 1):
+            h, local = <real *>m.h_past + slot(m, m.t - n) * P, <real *>m.local + slot(m, m.t - n) * P
+            through_w(m, back, d)
+            for p in range(m.n_rec):
+                at = m.place[p]
+                d[p] = leak * d[p] + h[at] * back[p]
+                if n < n_steps and m.erred[slot(m, m.t - n)]:
+                    d[p] += local[at]
+                coef[n * P + at] = d[p] if n == n_steps else take * d[p]
+            m.terms[n] = <real *>(m.eps if n == n_steps else m.sources) + slot(m, m.t - n) * m.stride
+        if m.rank:
+            matvec(modulator, <const real *>m.u, coef + n_steps * P, m.rank, P)
+    for block in range(m.n_blocks):
+        if owed:
+            add_block(m, block, n_steps + 1, modulator, m.rank if exact and held else 0)
+        if exact:
+            advance_block(m, block, n_steps, held, coef)
+    m.since[0] = m.t
+
+
 cdef void settle(Model *m, real *coef) noexcept nogil:
     """Bring everything up to date, so that the gradient is complete and the filter may change."""
     cdef Py_ssize_t group, block, n_steps = 0
+    if m.exact_steps:
+        if m.t > m.since[0]:
+            close_chunk(m, coef)
+        return
     for group in range(m.n_groups):
         n_steps = max(n_steps, m.t - m.since[group])
     if n_steps:

@@ -171,14 +171,6 @@ cdef Status record_trial(Model *m, Trials *trial, Record *rec, const real *x) no
     return OK
 
 
-cdef void through_w(Model *m, real *back, const real *lam) noexcept nogil:
-    """back = (1-k) W^T lam."""
-    cdef Py_ssize_t p, n = m.n_rec
-    matvec_t(back, <const real *>m.w_rec, lam, n, n)
-    for p in range(n):
-        back[p] *= <real>(1 - m.leak)
-
-
 cdef void through_modulators(Model *m, real *back, const real *lam) noexcept nogil:
     """back = (1-k) (U V)^T lam: two skinny products."""
     cdef real *placed = <real *>m.local

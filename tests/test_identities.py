@@ -82,15 +82,15 @@ def others(problem, u, v, means):
         "auto": (mf.ModProp("auto", horizon=3.0), True, modprop | {"mu": auto}),
         "auto running": (mf.ModProp("auto", factor="running", horizon=3.0), True, modprop | running | {"mu": auto}),
         "instant": (mf.ModProp("instant"), False, modprop | {"mu": "instant", "types": net.types}),
-        "exact steps": (mf.ModProp(mu, exact_steps=b), False, modprop | chunks),
-        "exact steps low rank": (mf.ModProp(mu, (u, v), exact_steps=b), False, modprop | chunks | {"wb": u @ v}),
+        "exact steps": (mf.ModProp(mu, exact_steps=b), True, modprop | chunks),
+        "exact steps low rank": (mf.ModProp(mu, (u, v), exact_steps=b), True, modprop | chunks | {"wb": u @ v}),
         "exact steps cells": (mf.ModProp(mu, "cells", exact_steps=b), False, modprop | chunks | {"wb": net.w_rec}),
         "exact steps instant": (
             mf.ModProp("instant", exact_steps=b),
             False,
             modprop | chunks | {"mu": "instant", "types": net.types},
         ),
-        "exact steps eprop": (mf.EProp(exact_steps=b), False, {"rule": "eprop"} | chunks),
+        "exact steps eprop": (mf.EProp(exact_steps=b), True, {"rule": "eprop"} | chunks),
     }
     return out
 

@@ -32,7 +32,9 @@ FOLLOWING = {  # within a stream they stand still, and follow at each reset
     "auto": mf.ModProp("auto"),
     "low rank": mf.ModProp(0.25, mf.LowRank(1)),
 }
+CHUNKS = {"exact steps": mf.ModProp(0.25, exact_steps=3), "eligibility tail": mf.EProp(exact_steps=2)}
 every_rule = st.sampled_from(sorted(RULES | FOLLOWING)).map((RULES | FOLLOWING).get)
+accumulated = st.sampled_from(sorted(RULES | FOLLOWING | CHUNKS)).map((RULES | FOLLOWING | CHUNKS).get)
 any_rule = st.sampled_from(sorted(RULES)).map(RULES.get)
 any_dtype = st.sampled_from(["float32", "float64"])
 
@@ -102,7 +104,7 @@ def test_steps_that_update_are_steps_and_applications(problem, rule):
 
 
 @settings(max_examples=30)
-@given(any_dtype.flatmap(lambda d: problems(d)), every_rule)
+@given(any_dtype.flatmap(lambda d: problems(d)), accumulated)
 def test_a_stream_accumulates_the_gradient_of_its_trial(problem, rule):
     """`gradient` takes the mean over the masked steps, a stream their sum."""
     learner = twin(problem, rule, update="apply")
@@ -116,7 +118,7 @@ def test_a_stream_accumulates_the_gradient_of_its_trial(problem, rule):
 
 
 @settings(max_examples=25)
-@given(any_dtype.flatmap(lambda d: problems(d)), every_rule, st.sampled_from([1, 3, 4, 7, 20, 37]))
+@given(any_dtype.flatmap(lambda d: problems(d)), accumulated, st.sampled_from([1, 3, 4, 7, 20, 37]))
 def test_a_batch_does_not_depend_on_the_threads(problem, rule, n_trials):
     """Nor on how many trials go through W together: at most sixteen, and fewer with more threads."""
     some = np.arange(n_trials) % len(problem.inputs)
