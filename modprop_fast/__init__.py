@@ -10,16 +10,18 @@ except ImportError as error:
 from .learner import Evaluation, Learner
 from .network import Network
 from .optimizers import SGD, Adam, StepDecay
-from .rules import BPTT, MDGL, RFLO, RULES, TBPTT, EProp, LowRank, ModProp, Rule, SnAp1, parse_rule
+from .rules import BPTT, MDGL, RFLO, RTRL, RULES, TBPTT, UORO, EProp, LowRank, ModProp, Rule, SnAp1, parse_rule
 
 __version__ = "0.1.0"
 __all__ = [
     "BPTT",
     "MDGL",
     "RFLO",
+    "RTRL",
     "RULES",
     "SGD",
     "TBPTT",
+    "UORO",
     "Adam",
     "EProp",
     "Evaluation",

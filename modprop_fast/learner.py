@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import checks
+from . import checks, reference
 from .core import MAX_TOGETHER, MAX_WINDOW, Engine, Latency, run_trials
 from .losses import LOSSES, check_targets
 from .network import Network
@@ -46,7 +47,7 @@ class Learner:
     threads : int, optional
         Threads over the trials of a batch, by default all that are available; no result depends on it.
     rng : numpy.random.Generator, optional
-        Source of random feedback, needed for that alone.
+        Source of random feedback and of the signs of `UORO`, needed for these alone.
 
     Examples
     --------
@@ -86,6 +87,7 @@ class Learner:
         self._plan = rule.plan(network)
         self._h_mean, self._h_batches = np.full(network.n_rec, 0.5), 0  # of the rules that follow it
         self._feedback = _feedback(rule.feedback, network, rng)
+        self._rng = checks.generator("rng", rng) if self._plan.reference == "uoro" else None
         self._optimizer_state = optimizer.start(network.weights)
         self._engine = Engine(
             network, self._plan, loss, self._feedback, online=update == "step", lr=optimizer.lr, on_unstable=self._warn
@@ -286,6 +288,8 @@ class Learner:
         return inputs, targets, targets.weights(*inputs.shape[:2])
 
     def _batch_gradient(self, inputs, targets, mask, offline, chunk):
+        if self._plan.reference:
+            return self._reference_gradient(inputs, targets, mask)
         inputs, targets, weights = self._check_trials(inputs, targets, mask)
         window = min(_chunk(chunk, self.network.n_rec, frozen=True), MAX_WINDOW)
         self._follow_weights()
@@ -306,6 +310,25 @@ class Learner:
             for name, part in total.items():
                 part += engine.arrays[name]
         return loss, self._split(total)
+
+    def _reference_gradient(self, inputs, targets, mask):
+        """Of the rules that the engine does not have: trial by trial, in NumPy."""
+        self._check_trials(inputs, targets, mask)
+        network, rule, n = self.network, self._plan.reference, len(inputs)
+        how = {"leak": network.leak, "activation": network.activation, "loss": self.loss_name, "rule": rule, "rng": self._rng}
+        loss, total = 0.0, {name: np.zeros(w.shape) for name, w in network.weights.items()}
+        for i in range(n):
+            steps = None if mask is None else np.broadcast_to(mask, np.shape(inputs)[:2])[i : i + 1]
+            value, grads = reference.gradient(
+                network.weights, inputs[i : i + 1], targets[i : i + 1], mask=steps, mode="online", feedback=self._feedback, **how
+            )
+            loss += value / n
+            for name, part in grads.items():
+                total[name] += part / n
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"run: expected a finite loss, got {loss}")
+        total["w_rec"] *= network.connections
+        return loss, {name: grad.astype(network.dtype) for name, grad in total.items()}
 
     def _over_trials(self, engines, new, inputs, targets, weights, mode, outputs=None, window=1):
         """An engine for every trial in their order, after it has run; as many at a time as threads and memory allow.
@@ -431,6 +454,8 @@ class Learner:
             out["means"] = self._engine.means
         if self._feedback is not None:
             out["feedback"] = self._feedback.copy()
+        if self._rng is not None:
+            out["rng"] = np.array(json.dumps(self._rng.bit_generator.state))
         if self._plan.measures_h:
             out |= {"h_mean": self._h_mean.copy(), "h_batches": np.array(self._h_batches)}
         return out | {f"optimizer.{name}": array.copy() for name, array in self._optimizer_state.items()}
@@ -450,6 +475,8 @@ class Learner:
             if np.shape(state[name]) != array.shape:
                 raise ValueError(f"state: expected {name} of shape {array.shape}, got {np.shape(state[name])}")
         self.iteration, self._engine.updates = int(state["iteration"]), int(state["updates"])
+        if self._rng is not None:
+            self._rng.bit_generator.state = json.loads(str(state["rng"]))
         if self._plan.measures_h:
             self._h_mean[:], self._h_batches = state["h_mean"], int(state["h_batches"])
         if self.rule.follows:

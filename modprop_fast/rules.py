@@ -45,6 +45,7 @@ class Plan:
     exact_steps: int = 0  # length of the chunks that are exact, 0: none
     horizon: int = 0  # of truncated BPTT, 0: not truncated
     measures_h: bool = False  # the learner hands the mean of h to the next plan
+    reference: str = ""  # this rule of `reference`, in NumPy and float64: slow
 
     @property
     def rank(self) -> int:
@@ -173,6 +174,38 @@ class SnAp1(Rule):
         if network.autapses:
             return Plan(adjoint="snap1", cells=True, offline_because="SnAp1 with autapses is computed backwards here")
         return Plan()
+
+
+@dataclass(frozen=True, eq=False)
+class RTRL(Rule):
+    """Real-time recurrent learning (Williams & Zipser 1989): BPTT's gradient, forwards in time, with N^3 numbers and N^4 time.
+
+    For small networks, as a check: in NumPy, by whole trials.
+
+    Parameters
+    ----------
+    limit : float
+        Most memory to use, in bytes.
+    """
+
+    limit: float = 2e9
+
+    def plan(self, network, h_mean=None) -> Plan:
+        need = 8 * network.n_rec**2 * (network.n_rec + network.n_in + 1)
+        if need > self.limit:
+            raise MemoryError(f"RTRL: expected at most {self.limit / 1e9:.3g} GB, {network.n_rec} units need {need / 1e9:.3g} GB")
+        return Plan(reference="bptt", offline_because="RTRL runs in NumPy by whole trials")
+
+
+@dataclass(frozen=True, eq=False)
+class UORO(Rule):
+    """Unbiased online recurrent optimization (Tallec & Ollivier 2018): RTRL's tensor by one random outer product.
+
+    For comparison: in NumPy, by whole trials.  The learner's ``rng`` is its source of signs.
+    """
+
+    def plan(self, network, h_mean=None) -> Plan:
+        return Plan(reference="uoro", offline_because="UORO runs in NumPy by whole trials")
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,6 +386,7 @@ class ModProp(Rule):
 
 RULES: dict[str, type[Rule]] = {
     "bptt": BPTT, "tbptt": TBPTT, "eprop": EProp, "rflo": RFLO, "snap1": SnAp1, "mdgl": MDGL, "modprop": ModProp,
+    "rtrl": RTRL, "uoro": UORO,
 }  # fmt: skip
 
 
