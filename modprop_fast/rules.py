@@ -29,8 +29,8 @@ class Plan:
     type at every step.  ``offline_because`` says why a rule cannot stream.
     """
 
-    trace: str = "none"  # none, exact, mean
-    adjoint: str = "none"  # none, exact, mean, running, bptt, snap1
+    trace: str = "none"  # none, exact, mean, taps
+    adjoint: str = "none"  # none, exact, mean, running, taps, bptt, snap1
     types: np.ndarray | None = None
     u: np.ndarray | None = None
     v: np.ndarray | None = None
@@ -45,6 +45,7 @@ class Plan:
     exact_steps: int = 0  # length of the chunks that are exact, 0: none
     horizon: int = 0  # of truncated BPTT, 0: not truncated
     measures_h: bool = False  # the learner hands the mean of h to the next plan
+    taps: np.ndarray | None = None  # (S, C, C) filter, or (S,) zeros: the first S of the recursion
     reference: str = ""  # this rule of `reference`, in NumPy and float64: slow
 
     @property
@@ -280,6 +281,9 @@ class ModProp(Rule):
         Exact credit inside chunks of so many steps, modulators for what came before: a dial from ModProp
         to BPTT at O(N^2) per step and O(exact_steps N) more memory.  It streams with ``update="apply"`` and at most
         32 steps, and the gradient is complete at the end of each chunk.  With ``factor="exact"``.
+    taps : int or (S, n_types, n_types) array, optional
+        In place of the recursion, which has no end: its first S taps, or any filter F_1 .. F_S by pairs of types [post,
+        pre].  From a ring of S <= 32 steps, at O(S N^2) for a step with an error.  With ``factor="exact"``.
     horizon : float
         Of mu="auto": rho(K) <= 1 - 1 / horizon, in steps.
 
@@ -295,12 +299,14 @@ class ModProp(Rule):
     refresh: str | int = "update"
     self_modulation: bool = True
     exact_steps: int | None = None
+    taps: int | np.ndarray | None = None
     horizon: float = 1000.0
 
     def __post_init__(self):
         super().__post_init__()
         _exact_steps(self)
         object.__setattr__(self, "horizon", checks.number("horizon", self.horizon, low=1, above=True))
+        self._check_taps()
         if isinstance(self.mu, str):
             checks.choice("mu", self.mu, ("auto", "instant"))
             if self.modulation != "types":
@@ -335,6 +341,21 @@ class ModProp(Rule):
         if not self.self_modulation and (self.factor != "mean" or self.modulation != "types"):
             raise ValueError("self_modulation: False is defined for factor='mean' with modulation='types' only")
 
+    def _check_taps(self):
+        if self.taps is None:
+            return
+        if np.ndim(self.taps) == 0:
+            n = checks.integer("taps", self.taps, least=1)
+        else:
+            object.__setattr__(self, "taps", _frozen("taps", self.taps, (None, None, None)))
+            n = len(self.taps)
+            if self.modulation != "types":
+                raise ValueError("taps: expected a number without modulation='types', got an array")
+        if not 1 <= n <= MAX_WINDOW:
+            raise ValueError(f"taps: expected 1 to {MAX_WINDOW}, got {n}")
+        if self.factor != "exact" or self.exact_steps or _is(self.modulation, "cells") or _is(self.mu, "instant"):
+            raise ValueError("taps: defined for factor='exact' with types or low rank, without exact_steps and mu='instant'")
+
     @property
     def follows(self) -> bool:
         return isinstance(self.modulation, LowRank) or _is(self.mu, "auto") or self.factor == "running"
@@ -354,6 +375,11 @@ class ModProp(Rule):
             "offline_because": _why_chunks(self),
         }
         trace = "mean" if self.factor == "running" else self.factor
+        if self.taps is not None:
+            trace = shared["adjoint"] = "taps"
+            shared["taps"] = np.zeros(self.taps) if np.ndim(self.taps) == 0 else self.taps
+            if np.ndim(self.taps) and self.taps.shape[1:] != (network.n_types,) * 2:
+                raise ValueError(f"taps: expected (S, {network.n_types}, {network.n_types}) numbers, got shape {self.taps.shape}")
         if self.modulation == "types":
             types, mu = network.types, self.mu
             if shared["instant"]:

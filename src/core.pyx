@@ -147,14 +147,16 @@ cdef class Engine:
             network.activation
         ]
         m.loss = {"mse": MSE, "cross_entropy": CROSS_ENTROPY}[loss]
-        m.trace = {"none": TRACE_NONE, "exact": TRACE_EXACT, "mean": TRACE_MEAN}[plan.trace]
+        m.trace = {"none": TRACE_NONE, "exact": TRACE_EXACT, "mean": TRACE_MEAN, "taps": TRACE_TAPS}[plan.trace]
         m.online, m.autapses = online, network.autapses
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
-        m.follows = online and plan.types is not None and plan.refresh_every > 0
+        m.follows = online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
         m.exact_steps = plan.exact_steps if plan.exact_steps < SLOTS and not plan.offline_because else 0
         if m.exact_steps:
             m.window = m.exact_steps
+        if plan.taps is not None:
+            m.n_taps, m.fixed_taps, m.window, m.n_groups = len(plan.taps), plan.taps.ndim > 1, 1, 1
         m.one_tap, m.running = plan.one_tap, plan.hbar is not None
         self._bind_weights()
         self._lay_out()
@@ -223,7 +225,7 @@ cdef class Engine:
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
-                "power_K": (S, r, r), "power_drive": (S * exact, r, D), "back": (2, S, r), "back_drive": (S * exact, D),
+                "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
@@ -296,6 +298,8 @@ cdef class Engine:
             c["mu"][:] = plan.mu
             a["membership"][plan.types, np.arange(m.n_rec)] = 1
             a["u"][plan.types, c["place"]] = 1
+            if m.fixed_taps:
+                a["power_drive"][1 : 1 + m.n_taps] = plan.taps
             self.kernels.refresh(m)
         elif m.rank:
             k, V, mu = m.leak, plan.v, np.broadcast_to(plan.mu, m.n_rec)
@@ -500,7 +504,8 @@ cdef class Engine:
         """Between two steps, from descending at once to adding up, or back."""
         cdef Model *m = &self.m
         self.kernels.settle(m)
-        m.online, m.follows = not on, not on and m.type != NULL and m.refresh_every > 0
+        m.online = not on
+        m.follows = not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps
         if on and not len(self.arrays["grad"]):
             self.arrays |= aligned({"grad": (m.n_rec, m.stride), "grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)
             self._bind_gradient()
@@ -509,8 +514,8 @@ cdef class Engine:
 
     cdef _set_window(self, Py_ssize_t window):
         self.kernels.settle(&self.m)
-        self.m.window = self.m.exact_steps or window
-        self.m.n_groups = window if self.m.online else 1
+        self.m.window = 1 if self.m.n_taps else self.m.exact_steps or window
+        self.m.n_groups = self.m.window if self.m.online else 1
         self.constants["since"][:] = self.m.t
 
     @property
@@ -547,7 +552,7 @@ cdef class Engine:
         hbar = None if plan.hbar is None else np.array(plan.hbar, dtype)
         rec.pre, rec.eps, rec.h = address(pre), address(eps), address(h)
         rec.signal, rec.rows, rec.exact_rows, rec.d = address(signal), address(rows), address(exact_rows), address(d)
-        how.kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "running": ADJOINT_RUNNING,
+        how.kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "running": ADJOINT_RUNNING, "taps": ADJOINT_TAPS,
                     "bptt": ADJOINT_BPTT, "snap1": ADJOINT_SNAP1}[plan.adjoint]
         how.cells, how.instant, how.exact_steps, how.horizon = plan.cells, plan.instant, plan.exact_steps, plan.horizon
         how.mu, how.hbar = address(mu), address(hbar)

@@ -65,7 +65,7 @@ cdef void filter_from_means(Model *m, real *coef) noexcept nogil:
     settle(m, coef)
     if m.type != NULL:
         derive_filter(m, <real *>m.K)
-    if m.trace == TRACE_EXACT and not m.follows:
+    if (m.trace == TRACE_EXACT or m.trace == TRACE_TAPS) and not m.follows and not m.fixed_taps:
         filter_powers(m, SLOTS - 1, <real *>m.power_K)
 
 

@@ -29,10 +29,10 @@ cdef enum Loss:
     MSE, CROSS_ENTROPY
 
 cdef enum Trace:  # what is put in place of the nonlocal term
-    TRACE_NONE, TRACE_EXACT, TRACE_MEAN
+    TRACE_NONE, TRACE_EXACT, TRACE_MEAN, TRACE_TAPS
 
 cdef enum Adjoint:  # the same choice, backwards in time
-    ADJOINT_NONE, ADJOINT_EXACT, ADJOINT_MEAN, ADJOINT_RUNNING, ADJOINT_BPTT, ADJOINT_SNAP1
+    ADJOINT_NONE, ADJOINT_EXACT, ADJOINT_MEAN, ADJOINT_RUNNING, ADJOINT_TAPS, ADJOINT_BPTT, ADJOINT_SNAP1
 
 cdef enum ErrorSource:  # where dE/dy comes from at this step
     FROM_NOTHING, FROM_TARGET, FROM_LABEL, FROM_SIGNAL
@@ -87,6 +87,8 @@ ctypedef struct Model:
     double *means             # (r, r) M[a, b]
     double *power             # (2, r, r) scratch
     Py_ssize_t exact_steps    # length of the chunks inside which the gradient is exact (`close_chunk`); 0: none
+    Py_ssize_t n_taps         # of TRACE_TAPS: the filter ends there, and what it reads are the rings
+    bint fixed_taps           # they are the user's, not powers of K
     bint one_tap              # MDGL: the filter forgets at once, K = 0
     void *factor              # (P,) of the `mean` factor by place: 1 (class_drive holds mu), or hbar; 0 where there is no unit
     bint running              # hbar

@@ -98,6 +98,19 @@ cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
                 P[(n * r + a) * r + b] = total
 
 
+cdef Py_ssize_t tap_back(Model *m, const real *modulator) noexcept nogil:
+    """onto[n] = modulator F_n for the steps n ago that there were, of at most n_taps; their number."""
+    cdef Py_ssize_t n, i, a, r = m.rank, n_steps = min(m.n_taps, m.t)
+    cdef real *onto = <real *>m.back_drive
+    cdef const real *F = <real *>m.power_drive
+    for n in range(1, n_steps + 1):
+        for i in range(m.n_drive):
+            onto[n * m.n_drive + i] = 0
+            for a in range(r):
+                onto[n * m.n_drive + i] += modulator[a] * F[(n * r + a) * m.n_drive + i]
+    return n_steps
+
+
 # ---------------------------------------------------------------- one block of units
 
 cdef void spread_drive(Model *m, real *out, const real *h, const real *drive, Py_ssize_t first, Py_ssize_t step) noexcept nogil:
@@ -126,11 +139,11 @@ cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps, Py_ssize_t first, P
         s = slot(m, m.t - n)
         c = coef + n * P
         m.terms[n] = <real *>m.eps + s * m.stride
-        if n and m.trace == TRACE_EXACT:
+        if n and (m.trace == TRACE_EXACT or m.trace == TRACE_TAPS):
             spread_drive(m, c, <real *>m.h_past + s * P, <real *>m.back_drive + n * m.n_drive, first, step)
         else:
             memset(c, 0, P * sizeof(real))
-        if m.erred[s] and (n == 0 or not m.online and n < n_steps):
+        if m.erred[s] and (n == 0 or not m.online and n < n_steps and m.trace != TRACE_TAPS):
             local = <real *>m.local + s * P
             for p in range(P):
                 c[p] += local[p]
@@ -225,6 +238,8 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
     cdef Tile tile = open_tile(m, 0, NULL)
     tile.n, tile.sign, tile.z, tile.dots, tile.tail, tile.pick = m.n_rec, m.sign, m.pre, m.dots, m.tail, m.pick
     m.since[due] = m.t
+    if m.trace == TRACE_TAPS:
+        lag = n_steps
     for block in range(m.n_blocks):
         if exact:
             if group == due:
@@ -411,7 +426,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
 
 cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nogil:
     """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
-    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.n_groups, block, p, n_steps, n_terms
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.n_groups, block, p, n_steps = 0
     cdef real *local = <real *>m.local + s * m.n_blocks * ROWS
     cdef real *h_past = <real *>m.h_past + s * m.n_blocks * ROWS
     cdef real *modulator = <real *>m.modulator + s * r
@@ -437,11 +452,20 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         memcpy(<real *>m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
     if m.trace == TRACE_MEAN:
         mean_traces(m, learn, <real *>m.traces)
+    if m.trace == TRACE_TAPS and learn:
+        n_steps = tap_back(m, modulator)
+    if m.trace == TRACE_TAPS and not m.online:
+        gradient_terms(m, n_steps, 0, 1, coef)
+        for block in range(m.n_blocks if learn else 0):
+            add_block(m, block, n_steps + 1, <real *>NULL, 0)
+        m.since[0] = m.t
+        return
     if not m.online:
         if m.t - m.since[0] == m.window:
             settle(m, coef)
         return
-    n_steps = m.t - m.since[due]
+    if m.trace != TRACE_TAPS:
+        n_steps = m.t - m.since[due]
     if exact:
         if m.follows:
             filter_powers(m, n_steps, <real *>m.power_K)
@@ -456,9 +480,11 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     refresh = m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
     if refresh:
         memset(m.column_sums, 0, r * n * sizeof(real))
-    gradient_terms(m, n_steps if exact else 0, 0, 1, coef)
+    gradient_terms(m, n_steps if exact or m.trace == TRACE_TAPS else 0, 0, 1, coef)
     descend_blocks(m, due, n_steps, <real *>m.column_sums if refresh else NULL, coef)
     m.ahead = True
     if refresh:
         means_from_sums(m, <real *>m.column_sums)
         derive_filter(m, <real *>m.K)
+        if m.trace == TRACE_TAPS and not m.fixed_taps:
+            filter_powers(m, m.n_taps, <real *>m.power_K)

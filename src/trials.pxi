@@ -187,6 +187,23 @@ cdef void through_modulators(Model *m, real *back, const real *lam) noexcept nog
             back[p] += drive[m.drive_class[p] * r + a] * modulator[a]
 
 
+cdef void through_taps(Model *m, real *back, const real *direct, Py_ssize_t t, Py_ssize_t later) noexcept nogil:
+    """back = sum_n F_n^T of the modulators of up to `later` steps from t on; then those of t itself are kept."""
+    cdef real *placed = <real *>m.local
+    cdef const real *F = <real *>m.power_drive
+    cdef const real *modulator
+    cdef Py_ssize_t n, p, a, r = m.rank, D = m.n_drive
+    memset(back, 0, m.n_rec * sizeof(real))
+    for n in range(1, min(m.n_taps, later) + 1):
+        modulator = <real *>m.modulator + slot(m, t + n) * r
+        for p in range(m.n_rec):
+            for a in range(r):
+                back[p] += F[(n * r + a) * D + m.drive_class[p]] * modulator[a]
+    for p in range(m.n_rec):
+        placed[m.place[p]] = direct[p]
+    matvec(<real *>m.modulator + slot(m, t) * r, <const real *>m.u, placed, r, m.n_blocks * ROWS)
+
+
 cdef void instant_mu(Model *m, real *mu, const real *h) noexcept nogil:
     """mu[p] = the mean of h over the type of p."""
     cdef real *total = <real *>m.old
@@ -209,6 +226,7 @@ cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_
     BPTT     lam = m + h back + k lam_{t+1}       rows = (1-k) lam, onto s
     SnAp-1   the same with the diagonal of W
     MDGL     lam = m                              rows = m + h back
+    taps     back = sum_s F_s^T m_{t+s}           rows = m + h back
     exact_steps: BPTT by chunks, each from lam = 0 behind it; what it says of the step before the chunk,
     dE_chunk / dv_{t0-1}, is the m of the rule, which is 0 elsewhere.
     """
@@ -246,7 +264,9 @@ cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_
                 rows[p] = h[p] * L[p]
         if kind == ADJOINT_NONE:
             continue
-        if kind == ADJOINT_SNAP1:
+        if kind == ADJOINT_TAPS:
+            through_taps(m, back, rows, t, i)
+        elif kind == ADJOINT_SNAP1:
             for p in range(n):
                 back[p] = take * (<real *>m.w_rec)[p * n + p] * lam[p]
         elif how.cells:

@@ -69,7 +69,11 @@ def others(problem, u, v, means):
     auto = reference.auto_mu(np.full(len(n), 0.5), means[np.ix_(first, first)], n, net.leak, 3.0)[net.types]
     modprop, chunks = {"rule": "modprop", "wb": means}, {"exact_steps": b}
     running = {"factor": "running", "hbar": half}
+    given = problem.rng.normal(size=(b, len(n), len(n)))
     out = {
+        "taps": (mf.ModProp(mu, taps=b), True, modprop | {"taps": b}),
+        "taps low rank": (mf.ModProp(mu, (u, v), taps=b), True, modprop | {"taps": b, "wb": u @ v}),
+        "taps given": (mf.ModProp(taps=given), True, modprop | {"taps": given[:, net.types][:, :, net.types]}),
         "tbptt": (mf.TBPTT(b), False, {"rule": "tbptt", "horizon": b}),
         "snap1": (mf.SnAp1(), not net.autapses, {"rule": "snap1"}),
         "mdgl types": (mf.MDGL(), True, {"rule": "mdgl", "wb": means}),

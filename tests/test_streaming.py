@@ -26,6 +26,7 @@ RULES = {
     "every third": mf.ModProp(0.25, refresh=3),
     "never": mf.ModProp(0.25, refresh="never", factor="mean"),
     "mdgl": mf.MDGL(),
+    "taps": mf.ModProp(0.25, taps=3),
 }
 FOLLOWING = {  # within a stream they stand still, and follow at each reset
     "running": mf.ModProp(0.25, factor="running"),
