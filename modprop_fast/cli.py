@@ -1,4 +1,4 @@
-"""The command line: ``modprop-fast train TASK``, ``modprop-fast bench`` and ``modprop-fast info``.
+"""The command line: ``modprop-fast train``, ``compare``, ``align``, ``bench`` and ``info``.
 
 Bad input is one sentence on stderr and exit code 2, a training that diverges exit code 1, Ctrl-C exit code 130.
 """
@@ -13,8 +13,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, core
+from . import __version__, checks, core
+from .align import align
+from .compare import SETTINGS, Setting, compare
 from .learner import _available
+from .rules import RULES
 from .train import TASKS, Config, read_config, train
 
 __all__ = ["main"]
@@ -56,6 +59,8 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_train(commands)
+    _add_compare(commands)
+    _add_align(commands)
     _add_bench(commands)
     _add_info(commands)
     return parser
@@ -142,6 +147,140 @@ def _command(task: str, out: Path, until_learned: bool, threads: int | None) -> 
     words += ["--until-learned"] * until_learned
     words += [] if threads is None else ["--threads", str(threads)]
     return shlex.join(words)
+
+
+# ------------------------------------------------------------ compare and align
+
+
+_RULE_HELP = f"a rule, or rule(option=value, ..): {', '.join(RULES)}; in quotes where it has brackets"
+
+
+_SETTING_HELP = {
+    "n_rec": "recurrent units",
+    "tau": "membrane time constant, in steps",
+    "activation": "relu, softplus, tanh, sigmoid or identity",
+    "batch": "trials per update",
+    "iterations": "updates of each run",
+    "every": "iterations between evaluations on the validation trials",
+    "lr": "learning rate of Adam",
+    "lr_every": "updates after which the learning rate falls to 0.8 of itself",
+    "l2": "L2 penalty on the weights",
+    "l1": "L1 shrink of recurrent and output weights",
+    "clip": "largest norm of a gradient",
+    "criterion": "accuracy, or for mse loss, that counts as learned",
+}
+
+
+def _add_setting(command: argparse.ArgumentParser) -> None:
+    command.add_argument("task", metavar="TASK", help=f"what is to be learned: {', '.join(SETTINGS)}")
+    setting = command.add_argument_group("setting", "defaults depend on the task, and are kept in config.json")
+    setting.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the task, such as delay=60"
+    )
+    for field in fields(Setting):
+        if field.name in _SETTING_HELP:
+            kind = field.type if field.type in (int, float, str) else float
+            metavar = {int: "N", float: "X"}.get(kind, "WORD")
+            name = "--" + field.name.replace("_", "-")
+            setting.add_argument(name, type=kind, metavar=metavar, help=_SETTING_HELP[field.name])
+
+
+def _number_or_word(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _setting(arguments: argparse.Namespace) -> Setting:
+    default = SETTINGS[checks.choice("task", arguments.task, tuple(SETTINGS))]
+    options = dict(default.options)
+    for option in arguments.option:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"option: expected NAME=VALUE, got {option!r}")
+        options[name] = _number_or_word(value)
+    given = {name: getattr(arguments, name) for name in _SETTING_HELP}
+    try:
+        setting = replace(default, options=options, **{name: value for name, value in given.items() if value is not None})
+        setting.make_task()
+    except TypeError as error:
+        raise ValueError(f"option: {error}") from None
+    for name in ("n_rec", "batch", "iterations", "every"):
+        checks.integer(name, getattr(setting, name), least=1)
+    return setting
+
+
+def _add_compare(commands: Any) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="train several rules on a task, side by side over seeds",
+        description="Train every rule from the same initial weights on the same trials, and compare. An existing folder "
+        "of the same setting is gone on with: finished runs are not repeated.",
+    )
+    _add_setting(command)
+    command.add_argument("--rules", nargs="+", required=True, metavar="RULE", help=_RULE_HELP)
+    command.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 .. N-1 (default 5)")
+    command.add_argument("--lr-grid", nargs="+", type=float, default=[], metavar="X",
+                         help="learning rates of which each rule gets the best on two other seeds")  # fmt: skip
+    command.add_argument("--jobs", type=int, default=_available(), metavar="N", help="processes (default: all processors)")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/compare-TASK")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    setting, out = _setting(arguments), arguments.out or Path("runs", f"compare-{arguments.task}")
+    rows = compare(
+        setting, arguments.rules, arguments.seeds, out, lrs=arguments.lr_grid, jobs=arguments.jobs, progress=not arguments.quiet
+    )
+    how = "accuracy >=" if setting.make_task().loss != "mse" else "loss <="
+    print(f"{setting.task}: iterations to {how} {setting.criterion:g} in five evaluations in a row; stays: share of the")
+    print("evaluations from then on that meet it; score of the validation trials at the end; one thread a run")
+    chosen = f"of {arguments.lr_grid}, chosen for each rule on two other seeds"
+    print(f"learning rates: {chosen if len(arguments.lr_grid) > 1 else 'the same for all'}")
+    _table(rows)
+    print(f"evaluations, table and figure are in {out}")
+    return 0
+
+
+def _add_align(commands: Any) -> None:
+    command = commands.add_parser(
+        "align",
+        help="compare the gradients of rules with the exact one, along the way of one that learns",
+        description="One rule learns, the others look on: cosine and norm of their gradients beside those of BPTT.",
+    )
+    _add_setting(command)
+    command.add_argument("--active", default="bptt", metavar="RULE", help="the rule that learns (default bptt)")
+    command.add_argument("--passive", nargs="+", required=True, metavar="RULE", help=_RULE_HELP)
+    command.add_argument("--seed", type=int, default=0, metavar="N")
+    command.add_argument("--descent", action="store_true", help="measure how often a small step lowers the loss")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/align-TASK")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_align)
+
+
+def _align(arguments: argparse.Namespace) -> int:
+    setting, out = _setting(arguments), arguments.out or Path("runs", f"align-{arguments.task}")
+    rows = align(
+        setting, arguments.active, arguments.passive, arguments.seed, out,
+        descent=arguments.descent, progress=not arguments.quiet,
+    )  # fmt: skip
+    print(f"{setting.task}: medians over the way of {arguments.active}, seed {arguments.seed}, against BPTT")
+    _table(rows)
+    print(f"rows and figure are in {out}")
+    return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    texts = [[f"{value:g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    cells = [[*rows[0]], *texts]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join([first.strip().ljust(widths[0]), *rest]))
 
 
 # ------------------------------------------------------------ bench

@@ -17,7 +17,6 @@ from .network import Network
 from .optimizers import SGD
 from .rules import ModProp, Plan, Rule
 
-
 _STATE_BYTES = 1 << 28  # for the traces and gradients of trials that go through W together, per thread
 
 
@@ -314,14 +313,13 @@ class Learner:
     def _reference_gradient(self, inputs, targets, mask):
         """Of the rules that the engine does not have: trial by trial, in NumPy."""
         self._check_trials(inputs, targets, mask)
-        network, rule, n = self.network, self._plan.reference, len(inputs)
-        how = {"leak": network.leak, "activation": network.activation, "loss": self.loss_name, "rule": rule, "rng": self._rng}
+        network, n = self.network, len(inputs)
+        how = {"leak": network.leak, "activation": network.activation, "loss": self.loss_name, "mode": "online"}
+        how |= {"rule": self._plan.reference, "rng": self._rng, "feedback": self._feedback}
         loss, total = 0.0, {name: np.zeros(w.shape) for name, w in network.weights.items()}
         for i in range(n):
             steps = None if mask is None else np.broadcast_to(mask, np.shape(inputs)[:2])[i : i + 1]
-            value, grads = reference.gradient(
-                network.weights, inputs[i : i + 1], targets[i : i + 1], mask=steps, mode="online", feedback=self._feedback, **how
-            )
+            value, grads = reference.gradient(network.weights, inputs[i : i + 1], targets[i : i + 1], mask=steps, **how)
             loss += value / n
             for name, part in grads.items():
                 total[name] += part / n

@@ -9,9 +9,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .compare import Setting
 from .train import CRITERION, Config, Row
 
-__all__ = ["learning"]
+__all__ = ["alignment", "comparison", "learning"]
 
 # The ten ModProp runs that the authors saved with their code (github.com/Helena-Yuhan-Liu/ModProp, bin/results; delayed
 # XOR, lr 5e-4). Each run was averaged over the five evaluations around the iteration; low and high are over the runs.
@@ -106,3 +107,75 @@ def _shade(top: Axes, bottom: Axes) -> None:
     top.plot([median], [0.003], color=_GREY, marker="o", markersize=3.5, linestyle="none")
     text = f"published: five in a row from {earliest} to {latest}, median {median}"
     top.annotate(text, (earliest, 0.003), (0, 5), textcoords="offset points", color=_GREY, fontsize=8)
+
+
+_COLOURS = ("#000000", "#0b5394", "#cc4125", "#38761d", "#8e5ea2", "#e69138", "#45818e", "#a64d79", "#7f6000", "#666666")
+
+
+def comparison(file: BinaryIO, setting: Setting, results: Sequence[dict[str, Any]]) -> None:
+    """Draw score against iteration as PNG: for each rule the median over seeds, and the interquartile range.
+
+    Parameters
+    ----------
+    file : binary file
+        Where the PNG goes.
+    setting : Setting
+    results : sequence of dict
+        What `compare.run` returned.
+    """
+    task, error = setting.make_task(), setting.make_task().loss == "mse"
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained")
+        axes = figure.subplots()
+        rules = list(dict.fromkeys(each["rule"] for each in results))
+        for i, rule in enumerate(rules):
+            runs = [each["evaluations"] for each in results if each["rule"] == rule]
+            steps = max(runs, key=len)
+            score = np.full((len(runs), len(steps)), np.nan)  # after a run has diverged there is none
+            for row, evaluations in zip(score, runs, strict=True):
+                row[: len(evaluations)] = [each[2] for each in evaluations]
+            there = ~np.isnan(score).all(axis=0)
+            iteration = np.array([each[0] for each in steps])[there]
+            low, median, high = np.nanpercentile(score[:, there], [25, 50, 75], axis=0)
+            colour = _COLOURS[i % len(_COLOURS)]
+            axes.fill_between(iteration, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(iteration, median, color=colour, linewidth=1.2, label=rule, linestyle="-" if i < len(_COLOURS) else "--")
+        for level, name in ((setting.criterion, "criterion"), (task.chance, "chance")):
+            axes.axhline(level, color=_GREY, linewidth=0.7, linestyle=":", zorder=0)
+            axes.text(1.01, level, name, color=_GREY, fontsize=8, va="center", transform=axes.get_yaxis_transform())
+        seeds = len({each["seed"] for each in results})
+        axes.set(xlim=(0, setting.iterations), xlabel="iteration (one batch each)", yscale="log" if error else "linear")
+        axes.set_ylabel("validation loss" if error else "validation accuracy")
+        axes.set_title(f"{setting.task}: median and interquartile range of {seeds} seeds", loc="left", fontsize=9)
+        figure.legend(loc="outside right upper")
+        figure.savefig(file, format="png")
+
+
+def alignment(file: BinaryIO, setting: Setting, active: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw cosine and norm ratio with the exact gradient of w_rec against iteration, as PNG.
+
+    Parameters
+    ----------
+    file : binary file
+        Where the PNG goes.
+    setting : Setting
+    active : str
+        The rule that learned.
+    rows : sequence of dict
+        Those of align.csv.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 4.6), dpi=200, layout="constrained")
+        panels = figure.subplots(2, 1, sharex=True)
+        for i, rule in enumerate(dict.fromkeys(row["rule"] for row in rows)):
+            mine = [row for row in rows if row["rule"] == rule]
+            for axes, what in zip(panels, ("cosine_w_rec", "ratio_w_rec"), strict=True):
+                axes.plot(
+                    [row["iteration"] for row in mine], [row[what] for row in mine], color=_COLOURS[i % len(_COLOURS)],
+                    linewidth=1.1, label=rule if axes is panels[0] else None,
+                )  # fmt: skip
+        panels[0].set(ylabel="cosine with BPTT, w_rec")
+        panels[1].set(ylabel="norm / norm of BPTT, w_rec", xlabel="iteration (one batch each)", yscale="log")
+        panels[0].set_title(f"{setting.task}: gradients along the way of {active}", loc="left", fontsize=9)
+        figure.legend(loc="outside right upper")
+        figure.savefig(file, format="png")

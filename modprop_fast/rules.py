@@ -128,7 +128,7 @@ class EProp(Rule):
 
 @dataclass(frozen=True, eq=False)
 class RFLO(Rule):
-    """Random feedback local online learning (Murray 2019): e-prop whose learning signal comes through a random matrix."""
+    """Random feedback local online learning (Murray 2019): e-prop with a learning signal through a random matrix."""
 
     feedback: str | np.ndarray = field(default="random", kw_only=True)
 
@@ -149,7 +149,7 @@ class BPTT(Rule):
 
 @dataclass(frozen=True, eq=False)
 class TBPTT(Rule):
-    """Truncated back-propagation through time (Williams & Peng 1990): each error reaches back `horizon` steps, its own included.
+    """Truncated back-propagation through time (Williams & Peng 1990): an error reaches back `horizon` steps, its own included.
 
     ``horizon`` >= T is `BPTT`.  O(T N) memory, and O(horizon N^2) time for every step with an error.
     """
@@ -161,7 +161,8 @@ class TBPTT(Rule):
         object.__setattr__(self, "horizon", checks.integer("horizon", self.horizon, least=1))
 
     def plan(self, network, h_mean=None) -> Plan:
-        return Plan(adjoint="bptt", cells=True, horizon=self.horizon, offline_because="TBPTT goes back through recorded steps")
+        why = "TBPTT goes back through recorded steps"
+        return Plan(adjoint="bptt", cells=True, horizon=self.horizon, offline_because=why)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +195,8 @@ class RTRL(Rule):
     def plan(self, network, h_mean=None) -> Plan:
         need = 8 * network.n_rec**2 * (network.n_rec + network.n_in + 1)
         if need > self.limit:
-            raise MemoryError(f"RTRL: expected at most {self.limit / 1e9:.3g} GB, {network.n_rec} units need {need / 1e9:.3g} GB")
+            most = f"{self.limit / 1e9:.3g} GB"
+            raise MemoryError(f"RTRL: expected at most {most}, {network.n_rec} units need {need / 1e9:.3g} GB")
         return Plan(reference="bptt", offline_because="RTRL runs in NumPy by whole trials")
 
 
@@ -211,7 +213,7 @@ class UORO(Rule):
 
 @dataclass(frozen=True, eq=False)
 class MDGL(Rule):
-    """Multidigraph learning (Liu et al. 2021): the first tap of `ModProp`, so that an error reaches one hop further than e-prop.
+    """Multidigraph learning (Liu et al. 2021): the first tap of `ModProp`, one hop further than e-prop.
 
     Parameters
     ----------
@@ -242,7 +244,7 @@ class MDGL(Rule):
 
 @dataclass(frozen=True)
 class LowRank:
-    """Modulation by the best approximation U V of W of this rank (truncated singular value decomposition), which follows W."""
+    """Modulation by the best approximation U V of W of this rank (truncated SVD), which follows W."""
 
     rank: int
 
@@ -266,7 +268,8 @@ class ModProp(Rule):
         "instant": the mean of h over each type at every step, offline only.  Both with types only.
     modulation : "types", "cells", LowRank(r) or (U, V)
         The modulatory matrix: means of W over pairs of cell types; W itself, offline only; its
-        best approximation of rank r, taken anew when mu="auto" is; or the product of U (n_rec, r) and V (r, n_rec), which does not follow W.
+        best approximation of rank r, taken anew when mu="auto" is; or the product of U (n_rec, r) and
+        V (r, n_rec), which does not follow W.
     factor : {"exact", "mean", "running"}
         The postsynaptic factor in the drive of the filter: h[p] (the paper's rule, r N^2 numbers
         of state), mu (what the authors' code computes, r^2 N numbers), or at the same price as mu the
@@ -327,7 +330,8 @@ class ModProp(Rule):
                 u, v = self.modulation
             except (TypeError, ValueError):
                 raise TypeError(
-                    f"modulation: expected 'types', 'cells', LowRank(r) or a pair (U, V), got {checks.describe(self.modulation)}"
+                    "modulation: expected 'types', 'cells', LowRank(r) or a pair (U, V), "
+                    f"got {checks.describe(self.modulation)}"
                 ) from None
             pair = _frozen("modulation U", u, (None, None)), _frozen("modulation V", v, (None, None))
             object.__setattr__(self, "modulation", pair)
@@ -379,7 +383,8 @@ class ModProp(Rule):
             trace = shared["adjoint"] = "taps"
             shared["taps"] = np.zeros(self.taps) if np.ndim(self.taps) == 0 else self.taps
             if np.ndim(self.taps) and self.taps.shape[1:] != (network.n_types,) * 2:
-                raise ValueError(f"taps: expected (S, {network.n_types}, {network.n_types}) numbers, got shape {self.taps.shape}")
+                n = network.n_types
+                raise ValueError(f"taps: expected (S, {n}, {n}) numbers, got shape {self.taps.shape}")
         if self.modulation == "types":
             types, mu = network.types, self.mu
             if shared["instant"]:

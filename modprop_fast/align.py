@@ -1,0 +1,134 @@
+"""How far each rule's gradient is from the exact one, along the way of one rule that learns."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .compare import Setting, _write_csv, build
+from .files import write_whole
+from .learner import Learner
+from .rules import BPTT, parse_rule
+
+__all__ = ["align"]
+
+WEIGHTS = ("w_rec", "w_in")
+STEP = 1e-2  # of a probe of descent, relative to the norm of the weights that it moves
+
+
+def align(
+    setting: Setting, active: str, passive: Sequence[str], seed: int, out: Path, *, descent: bool = False, progress: bool = True
+) -> list[dict[str, Any]]:
+    """Let the rule `active` learn, and compare all rules' gradients with BPTT's on its weights and batches.
+
+    At every evaluation, for w_rec and for w_in: the cosine of each rule's gradient with the exact one, and the ratio of
+    their norms.  With `descent` also whether a small step against each rule's gradient of the recurrent layer, of 1 % of
+    the norm of these weights, lowers the loss on the same batch; the weights are put back to the bit.
+
+    Parameters
+    ----------
+    setting : Setting
+    active, passive : str, sequence of str
+        As for `parse_rule`; the active rule is looked at too.
+    seed : int
+    out : path
+        Folder for config.json, align.csv, align.png and, with `descent`, descent.csv.
+    descent, progress : bool
+
+    Returns
+    -------
+    list of dict
+        For each rule its median cosines, and with `descent` how often a step lowered the loss, with the 95 % confidence
+        interval (Wilson 1927).
+    """
+    from tqdm import tqdm
+
+    from . import plot
+
+    checks.integer("seed", seed, least=0)
+    names = list(dict.fromkeys([active, *passive]))
+    task, learner, training = build(setting, active, seed, setting.lr)
+    network = learner.network
+    exact = Learner(network, BPTT(), loss=task.loss, update="apply", threads=1)
+    own = [np.random.default_rng([seed, i]) for i in range(len(names))]
+    lookers = {
+        name: Learner(network, parse_rule(name), loss=task.loss, update="apply", threads=1, rng=rng)
+        for name, rng in zip(names, own, strict=True)
+    }
+    rows: list[dict[str, Any]] = []
+    for iteration in tqdm(range(setting.iterations + 1), unit="it", disable=not progress):
+        trials = task.sample(training, setting.batch)
+        if iteration % setting.every == 0:
+            true = exact.gradient(*trials, mode="offline")
+            loss = exact.evaluate(*trials).loss
+            for name, looker in lookers.items():
+                grads = looker.gradient(*trials, mode="offline")
+                looker._measure(*looker._workers)  # as fit_trials does
+                row = {"rule": name, "iteration": iteration, "loss": loss}
+                for weight in WEIGHTS:
+                    row[f"cosine_{weight}"], row[f"ratio_{weight}"] = _compare(grads[weight], true[weight])
+                if descent:
+                    row["lowers"] = _lowers(exact, grads, trials, loss)
+                rows.append(row)
+        learner.fit_trials(*trials)
+
+    out.mkdir(parents=True, exist_ok=True)
+    config = {"setting": vars(setting), "active": active, "passive": list(passive), "seed": seed}
+    write_whole(out / "config.json", lambda file: file.write((json.dumps(config, indent=2) + "\n").encode()))
+    _write_csv(out / "align.csv", list(rows[0]), rows)
+    write_whole(out / "align.png", lambda file: plot.alignment(file, setting, active, rows))
+    summary = []
+    for name in names:
+        mine = [row for row in rows if row["rule"] == name]
+        found: dict[str, Any] = {"rule": name}
+        for weight in WEIGHTS:
+            for what in ("cosine", "ratio"):
+                found[f"{what}_{weight}"] = round(float(np.nanmedian([row[f"{what}_{weight}"] for row in mine])), 3)
+        if descent:
+            probes = [row["lowers"] for row in mine if row["lowers"] is not None]
+            found["lowers"] = round(float(np.mean(probes)), 3) if probes else math.nan
+            found["low"], found["high"] = _wilson(sum(probes), len(probes))
+            found["probes"] = len(probes)
+        summary.append(found)
+    if descent:
+        _write_csv(out / "descent.csv", list(summary[0]), summary)
+    return summary
+
+
+def _compare(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Cosine of two gradients and |a| / |b|; nan where one is zero."""
+    a, b = a.astype(float).ravel(), b.astype(float).ravel()
+    size_a, size_b = np.linalg.norm(a), np.linalg.norm(b)
+    if not (size_a and size_b):
+        return math.nan, math.nan
+    return float(a @ b / (size_a * size_b)), float(size_a / size_b)
+
+
+def _lowers(learner: Learner, grads: dict[str, np.ndarray], trials: Any, loss: float) -> bool | None:
+    """Whether a small step against the gradient of w_rec and w_in lowers the loss; None for a gradient of zero."""
+    weights = {name: learner.network.weights[name] for name in WEIGHTS}
+    before = {name: w.copy() for name, w in weights.items()}
+    size = math.sqrt(sum(float(np.sum(np.square(grads[name], dtype=float))) for name in WEIGHTS))
+    if size == 0:
+        return None
+    length = STEP * math.sqrt(sum(float(np.sum(np.square(w, dtype=float))) for w in weights.values()))
+    try:
+        for name, w in weights.items():
+            w -= (length / size) * grads[name]
+        return bool(learner.evaluate(*trials).loss < loss)
+    finally:
+        for name, w in weights.items():
+            w[...] = before[name]
+        learner.weights_changed()
+
+
+def _wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence interval of a share (Wilson 1927)."""
+    if n == 0:
+        return math.nan, math.nan
+    middle, half = hits / n + z**2 / (2 * n), z * math.sqrt(hits / n * (1 - hits / n) / n + z**2 / (4 * n**2))
+    return round((middle - half) / (1 + z**2 / n), 3), round((middle + half) / (1 + z**2 / n), 3)

@@ -1,0 +1,312 @@
+"""Rules side by side: from the same initial weights, on the same trials, with the same evaluations.
+
+A comparison lives in one folder, in which every file is written whole or not at all:
+
+    config.json        every value it was started with
+    runs/RULE-seedK.json   one finished run: all its evaluations and what it cost
+    evaluations.csv    every evaluation of every run
+    summary.csv        one row per rule
+    compare.png        score against iteration, median and interquartile range over seeds
+
+Each seed gives initial weights, training trials, random feedback and the rule's own randomness their own streams, so
+that rules of one seed start alike and see the same trials.  Evaluations take the task's validation trials; the test
+trials are used once, by the final weights.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .files import write_whole
+from .learner import Learner
+from .network import Network
+from .optimizers import Adam, StepDecay
+from .rules import parse_rule
+from .tasks import TASKS, Task
+
+__all__ = ["SETTINGS", "Setting", "build", "compare", "run", "summarise"]
+
+IN_A_ROW = 5  # evaluations one after the other that meet the criterion
+GRID_SEEDS = (1_000_001, 1_000_002)  # on which learning rates are chosen: no seeds of a comparison
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, whatever the rule.
+
+    ``criterion`` is an accuracy to reach, or for mse a loss; it counts once met in five evaluations in a row.
+    """
+
+    task: str
+    options: dict[str, Any] = field(default_factory=dict)  # of the task
+    n_rec: int = 64
+    tau: float = 10.0
+    activation: str = "tanh"
+    signed: bool = False  # E and I units, Dale's law and balanced weights, as in the delayed XOR of Liu et al. 2022
+    batch: int = 32
+    iterations: int = 600
+    every: int = 20  # iterations between evaluations
+    lr: float = 2e-3
+    lr_every: int = 10**6  # updates between two decays of the learning rate by 0.8
+    l2: float = 0.0
+    l1: float = 0.0
+    clip: float | None = None
+    criterion: float = 0.95
+
+    def make_task(self) -> Task:
+        return TASKS[checks.choice("task", self.task, tuple(TASKS))](**self.options)
+
+
+SETTINGS = {
+    "delayed-xor": Setting("delayed-xor", n_rec=120, tau=100.0, activation="relu", signed=True, iterations=1000, lr=5e-4,
+                           lr_every=300, l2=5e-4, l1=0.01),
+    "pattern": Setting("pattern", {"steps": 100}, batch=1, iterations=600, lr=5e-3, criterion=0.02),
+    "cue-accumulation": Setting("cue-accumulation", iterations=400),
+    "match-to-sample": Setting("match-to-sample", iterations=600),
+    "copy": Setting("copy", {"length": 3, "delay": 5}, iterations=1000, criterion=0.9),
+    "digits": Setting("digits", tau=2.0, iterations=400, lr=3e-3, criterion=0.9),
+    "mnist1d": Setting("mnist1d", n_rec=100, tau=4.0, batch=64, iterations=1000, criterion=0.5),
+    "japanese-vowels": Setting("japanese-vowels", tau=5.0, iterations=200, every=10, lr=3e-3, criterion=0.9),
+}  # fmt: skip
+
+
+def build(setting: Setting, rule: str, seed: int, lr: float) -> tuple[Task, Learner, np.random.Generator]:
+    """The task, the learner and the stream of training trials of one run."""
+    task = setting.make_task()
+    init, training, own = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
+    n_inhibitory = max(1, int(0.2 * setting.n_rec) - 1)
+    network = Network(
+        task.n_in, setting.n_rec, task.n_out, types={"E": setting.n_rec - n_inhibitory, "I": n_inhibitory},
+        activation=setting.activation, tau=setting.tau, dale={"E": 1, "I": -1} if setting.signed else None,
+        bias=not setting.signed, init="signed" if setting.signed else "gaussian", rng=init,
+    )  # fmt: skip
+    optimizer = Adam(lr, l2=setting.l2, l1=setting.l1, clip=setting.clip, schedule=StepDecay(0.8, setting.lr_every))
+    learner = Learner(network, parse_rule(rule), loss=task.loss, optimizer=optimizer, update="apply", threads=1, rng=own)
+    return task, learner, training
+
+
+def run(setting: Setting, rule: str, seed: int, lr: float) -> dict[str, Any]:
+    """Train one rule on one seed; a run that diverges says where, and ends there."""
+    before = _peak_memory()
+    task, learner, training = build(setting, rule, seed, lr)
+    validation, rows, diverged, seconds = task.validation(), [], None, 0.0
+    try:
+        for iteration in range(setting.iterations + 1):
+            if iteration % setting.every == 0:
+                loss, accuracy, _ = learner.evaluate(*validation)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"loss: expected a finite number, got {loss}")
+                rows.append((iteration, loss, loss if accuracy is None else accuracy, round(seconds, 3)))
+            if iteration < setting.iterations:
+                trials = task.sample(training, setting.batch)
+                began = perf_counter()
+                learner.fit_trials(*trials)
+                seconds += perf_counter() - began
+        loss, accuracy, _ = learner.evaluate(*task.test())
+        test = loss if accuracy is None else accuracy
+    except FloatingPointError:
+        diverged, test = iteration, math.nan
+    return {
+        "rule": rule, "seed": seed, "lr": lr, "evaluations": rows, "test": test, "diverged": diverged,
+        "seconds": seconds, "memory": max(_peak_memory() - before, 0.0),
+    }  # fmt: skip
+
+
+def compare(
+    setting: Setting,
+    rules: Sequence[str],
+    seeds: int,
+    out: Path,
+    *,
+    lrs: Sequence[float] = (),
+    jobs: int = 1,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train every rule on seeds 0 .. seeds-1 and keep everything in the folder `out`.
+
+    Parameters
+    ----------
+    setting : Setting
+    rules : sequence of str
+        As for `parse_rule`.
+    seeds : int
+    out : path
+        A new folder, or one of the same setting, whose finished runs are not repeated.
+    lrs : sequence of float
+        Learning rates from which each rule gets the one that does best on two other seeds; by default all rules
+        have the setting's.
+    jobs : int
+        Processes at a time, each with one thread.
+    progress : bool
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    list of dict, the rows of summary.csv
+
+    Raises
+    ------
+    ValueError
+        If a rule is unknown, or the folder holds a comparison of another setting.
+    KeyboardInterrupt
+        After Ctrl-C; every finished run is kept.
+    """
+    from tqdm import tqdm
+
+    from . import plot
+
+    for rule in rules:
+        parse_rule(rule)
+    setting.make_task()
+    checks.integer("seeds", seeds, least=1)
+    checks.integer("jobs", jobs, least=1)
+    config = json.dumps(asdict(setting) | {"lrs": list(lrs)}, indent=2) + "\n"
+    path = out / "config.json"
+    if path.exists() and path.read_text() != config:
+        raise ValueError(f"out: expected a new folder or one of this setting, got {out} of another")
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(config.encode()))
+
+    chosen = {rule: setting.lr for rule in rules}
+    total = len(rules) * (seeds + (len(lrs) * len(GRID_SEEDS) if len(lrs) > 1 else 0))
+    bar = tqdm(total=total, unit="run", disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 10.0)
+    with bar:
+        if len(lrs) > 1:
+            grid = [(rule, seed, lr) for rule in rules for seed in GRID_SEEDS for lr in lrs]
+            found = list(_runs(setting, grid, out, jobs, bar))
+            chosen = {rule: _best(setting, [r for r in found if r["rule"] == rule], lrs) for rule in rules}
+        elif lrs:
+            chosen = {rule: lrs[0] for rule in rules}
+        wanted = [(rule, seed, chosen[rule]) for seed in range(seeds) for rule in rules]
+        finished = list(_runs(setting, wanted, out, jobs, bar))
+    finished.sort(key=lambda each: (list(rules).index(each["rule"]), each["seed"]))
+    rows = [
+        dict(zip(("iteration", "loss", "score", "seconds"), row, strict=True), rule=each["rule"], seed=each["seed"])
+        for each in finished
+        for row in each["evaluations"]
+    ]
+    summary = [summarise(setting, rule, [each for each in finished if each["rule"] == rule]) for rule in rules]
+    _write_csv(out / "evaluations.csv", ["rule", "seed", "iteration", "loss", "score", "seconds"], rows)
+    _write_csv(out / "summary.csv", list(summary[0]), summary)
+    write_whole(out / "compare.png", lambda file: plot.comparison(file, setting, finished))
+    return summary
+
+
+def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, jobs: int, bar: Any) -> Iterator[dict[str, Any]]:
+    """The wanted runs, those that are on disk first."""
+    missing = []
+    for rule, seed, lr in wanted:
+        path = _path(out, rule, seed, lr)
+        if path.exists():
+            bar.update()
+            yield json.loads(path.read_text())
+        else:
+            missing.append((rule, seed, lr))
+    if not missing:
+        return
+    fresh = {"max_tasks_per_child": 1} if sys.version_info >= (3, 11) else {}  # so that each run's peak memory is its own
+    pool = ProcessPoolExecutor(min(jobs, len(missing)), get_context("spawn"), _ignore_interrupt, **fresh)
+    try:
+        futures = {pool.submit(run, setting, *each): each for each in missing}
+        for future in as_completed(futures):
+            result, path = future.result(), _path(out, *futures[future])
+            write_whole(path, lambda file, text=json.dumps(result): file.write(text.encode()))
+            bar.update()
+            yield result
+    except KeyboardInterrupt:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise KeyboardInterrupt(f"interrupted; every finished run is kept in {out}, and the same command goes on") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of it, and decides
+
+
+def _path(out: Path, rule: str, seed: int, lr: float) -> Path:
+    return out / "runs" / f"{re.sub(r'[^a-z0-9.]+', '-', rule.lower()).strip('-')}-lr{lr:g}-seed{seed}.json"
+
+
+def _better(setting: Setting, score: np.ndarray) -> np.ndarray:
+    """Whether scores meet the criterion."""
+    return score <= setting.criterion if setting.make_task().loss == "mse" else score >= setting.criterion
+
+
+def reached(setting: Setting, result: dict[str, Any]) -> tuple[float, float]:
+    """(iteration of the first of five evaluations in a row that met the criterion, or inf; share that do from then on)."""
+    rows = np.array(result["evaluations"]).reshape(-1, 4)
+    met = _better(setting, rows[:, 2])
+    for i in range(len(met) - IN_A_ROW + 1):
+        if met[i : i + IN_A_ROW].all():
+            return float(rows[i, 0]), 0.0 if result["diverged"] is not None else float(met[i:].mean())
+    return math.inf, math.nan
+
+
+def _best(setting: Setting, found: list[dict[str, Any]], lrs: Sequence[float]) -> float:
+    """The learning rate whose runs met the criterion soonest, those that never did last; then by mean score."""
+    sign = 1 if setting.make_task().loss == "mse" else -1
+
+    def cost(lr: float) -> tuple[float, float]:
+        own = [each for each in found if each["lr"] == lr]
+        late = sum(min(reached(setting, each)[0], 10.0 * setting.iterations) for each in own)
+        scores = [
+            math.inf if each["diverged"] is not None else sign * np.mean([row[2] for row in each["evaluations"]])
+            for each in own
+        ]
+        return late, float(np.mean(scores))
+
+    return min(lrs, key=cost)
+
+
+def summarise(setting: Setting, rule: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table: medians over seeds, with the interquartile range of the iterations (inf: never)."""
+    first, stays = np.array([reached(setting, each) for each in results]).T
+    last = [each["evaluations"][-1][2] for each in results if each["evaluations"] and each["diverged"] is None]
+    pace = [each["seconds"] / max(each["evaluations"][-1][0], 1) for each in results if each["evaluations"]]
+    low, median, high = np.percentile(first, [25, 50, 75], method="higher")
+    return {
+        "rule": rule,
+        "lr": results[0]["lr"],
+        "reached": f"{int(np.isfinite(first).sum())}/{len(first)}",
+        "iterations": median,
+        "q25": low,
+        "q75": high,
+        "stays": round(float(np.nanmean(stays)), 3) if np.isfinite(stays).any() else math.nan,
+        "score": round(float(np.median(last)), 4) if last else math.nan,
+        "test": round(float(np.nanmedian([each["test"] for each in results])), 4) if last else math.nan,
+        "ms_per_iteration": round(1e3 * float(np.median(pace)), 2) if pace else math.nan,
+        "memory_mb": round(float(np.median([each["memory"] for each in results])), 1),
+        "diverged": sum(each["diverged"] is not None for each in results),
+    }
+
+
+def _write_csv(path: Path, names: list[str], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _peak_memory() -> float:
+    """Largest resident size of this process so far, in MB; 0 where the system does not tell."""
+    with suppress(OSError):  # ru_maxrss would hold the parent's, from before exec
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
+    return 0.0

@@ -1,0 +1,154 @@
+"""Comparing rules: alike from the start, resumable, and honest about what diverged."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from modprop_fast import cli
+from modprop_fast.align import align
+from modprop_fast.compare import SETTINGS, _best, build, compare, reached, run, summarise
+
+TINY = replace(SETTINGS["delayed-xor"], options={"delay": 3, "cue": 2}, n_rec=10, tau=3.0, batch=4, iterations=20, every=4)
+RULES = ["bptt", "eprop", "uoro", "modprop(mu=auto, factor=running)"]
+
+
+def files(out):
+    return {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+
+
+def evaluations(out):
+    with open(out / "evaluations.csv") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    compare(TINY, RULES, 2, whole, jobs=2, progress=False)
+    compare(TINY, RULES[:2], 1, parts, progress=False)
+    before = files(parts)
+    assert len(before) == 2
+    summary = compare(TINY, RULES, 2, parts, progress=False)
+    after = files(parts)
+    assert len(after) == 8 and all(after[name] == at for name, at in before.items())
+    assert evaluations(parts) == evaluations(whole) and len(evaluations(parts)) == 8 * 6
+    assert (parts / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["rule"] for row in summary] == RULES
+    with pytest.raises(ValueError, match="out: expected a new folder or one of this setting"):
+        compare(replace(TINY, n_rec=11), RULES, 2, parts, progress=False)
+
+
+def test_all_rules_start_alike_and_see_the_same_trials():
+    drawn = []
+    for rule in ("bptt", "rflo", "uoro"):  # two of them draw random numbers of their own
+        task, learner, training = build(TINY, rule, 3, 1e-3)
+        drawn.append([*learner.network.weights.values(), *task.sample(training, 4)[:2]])
+    assert all(np.array_equal(a, b) for other in drawn[1:] for a, b in zip(drawn[0], other, strict=True))
+    other = build(TINY, "bptt", 4, 1e-3)[1]
+    assert not np.array_equal(other.network.w_rec, drawn[0][0])
+
+
+def test_a_run_that_diverges_is_recorded_and_the_others_finish(tmp_path):
+    wild = replace(TINY, lr=1e30, options={"delay": 3, "cue": 2})
+    rows = compare(wild, ["bptt", "eprop"], 1, tmp_path / "wild", progress=False)
+    assert [row["diverged"] for row in rows] == [1, 1] and rows[0]["reached"] == "0/1"
+    assert np.isnan(rows[0]["score"]) and (tmp_path / "wild" / "compare.png").exists()
+
+
+def fake(accuracies, lr=1.0, diverged=None):
+    rows = [(10 * i, 0.5, a, 0.1) for i, a in enumerate(accuracies)]
+    return {"rule": "x", "evaluations": rows, "diverged": diverged, "test": 0.5, "lr": lr, "seconds": 1.0, "memory": 1.0}
+
+
+def test_what_counts_as_reached_and_as_staying():
+    good, bad = 0.95, 0.94
+    assert reached(TINY, fake([bad, good, good, good, good, good, bad, bad])) == (10.0, 5 / 7)
+    assert reached(TINY, fake([good] * 4 + [bad] + [good] * 4))[0] == np.inf
+    row = summarise(TINY, "x", [fake([good] * 5), fake([bad] * 5), fake([bad] * 5)])
+    assert (row["reached"], row["iterations"], row["stays"]) == ("1/3", np.inf, 1.0)
+    loss = replace(SETTINGS["pattern"], criterion=0.1)
+    assert reached(loss, fake([0.3, 0.1, 0.1, 0.1, 0.05, 0.01])) == (10.0, 1.0)
+    assert (
+        _best(
+            TINY, [fake([bad] * 9, 1.0), fake([bad] * 2 + [good] * 7, 2.0), fake([bad] * 4 + [good] * 5, 3.0)], [1.0, 2.0, 3.0]
+        )
+        == 2.0
+    )
+
+
+def test_learning_rates_are_chosen_on_other_seeds(tmp_path):
+    rows = compare(TINY, ["bptt"], 1, tmp_path / "grid", lrs=[1e30, 1e-3], progress=False)
+    assert rows[0]["lr"] == 1e-3 and rows[0]["diverged"] == 0
+    assert len(files(tmp_path / "grid")) == 2 * 2 + 1
+
+
+def test_alignment_of_a_rule_with_itself_is_one_and_probes_leave_no_trace(tmp_path):
+    passive = ["bptt", "eprop", "modprop(exact_steps=99)"]
+    rows = {row["rule"]: row for row in align(TINY, "modprop", passive, 0, tmp_path / "a", descent=True, progress=False)}
+    assert rows["bptt"]["cosine_w_rec"] == pytest.approx(1) and rows["bptt"]["ratio_w_in"] == pytest.approx(1)
+    assert rows["modprop(exact_steps=99)"]["cosine_w_rec"] == pytest.approx(1, abs=1e-3)
+    assert rows["eprop"]["cosine_w_rec"] < 0.999
+    assert rows["bptt"]["probes"] == 6 and 0 <= rows["bptt"]["low"] < rows["bptt"]["high"] <= 1
+    assert (tmp_path / "a" / "align.png").read_bytes().startswith(b"\x89PNG")
+    align(TINY, "modprop", passive, 0, tmp_path / "b", progress=False)
+    with open(tmp_path / "a" / "align.csv") as a, open(tmp_path / "b" / "align.csv") as b:
+        pairs = list(zip(csv.DictReader(a), csv.DictReader(b), strict=True))
+    assert len(pairs) == 4 * 6 and all(one["loss"] == two["loss"] for one, two in pairs)
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path):
+    out = tmp_path / "stopped"
+    words = ["compare", "delayed-xor", "--rules", "eprop", "bptt", "--seeds", "40", "--n-rec", "10", "--iterations", "40"]
+    words += ["--option", "delay=3", "--option", "cue=2", "--jobs", "1", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "modprop_fast", *words], stderr=subprocess.PIPE, start_new_session=True)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and len(list((out / "runs").glob("*.json") if out.exists() else ())) < 2:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"every finished run is kept" in said and b"Traceback" not in said
+    kept = list((out / "runs").iterdir())
+    assert len(kept) >= 2 and all(json.loads(path.read_text())["evaluations"] for path in kept)
+
+
+def test_the_command_line(tmp_path, capsys):
+    words = [
+        "delayed-xor",
+        "--option",
+        "delay=3",
+        "--option",
+        "cue=2",
+        "--n-rec",
+        "10",
+        "--iterations",
+        "8",
+        "--every",
+        "2",
+        "--quiet",
+    ]
+    assert cli.main(["compare", *words, "--rules", "eprop", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "c")]) == 0
+    assert "0/1" in capsys.readouterr().out
+    assert cli.main(["align", *words, "--passive", "eprop", "--descent", "--out", str(tmp_path / "d")]) == 0
+    assert "lowers" in capsys.readouterr().out
+    for bad, message in (
+        (["compare", "juggling", "--rules", "bptt"], "task: expected one of 'delayed-xor', 'pattern'"),
+        (["compare", *words, "--rules", "backprop"], "rule: expected one of 'bptt', 'tbptt'"),
+        (["compare", *words, "--rules", "bptt", "--option", "depth=3"], "option: "),
+        (["compare", *words, "--rules", "bptt", "--option", "depth"], "option: expected NAME=VALUE, got 'depth'"),
+        (["compare", *words, "--rules", "bptt", "--batch", "0"], "batch: expected an integer >= 1, got 0"),
+    ):
+        assert cli.main(bad) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_measures_itself():
+    result = run(TINY, "eprop", 0, 1e-3)
+    assert result["diverged"] is None and result["seconds"] > 0 and 0 <= result["test"] <= 1
+    assert [row[0] for row in result["evaluations"]] == [0, 4, 8, 12, 16, 20]
