@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .compare import Setting, _write_csv, build
+from .compare import Setting, _write_csv, build, extras
 from .files import write_whole
 from .learner import Learner
 from .rules import BPTT, parse_rule
@@ -44,11 +44,17 @@ def align(
     list of dict
         For each rule its median cosines, and with `descent` how often a step lowered the loss, with the 95 % confidence
         interval (Wilson 1927).
+
+    Raises
+    ------
+    ValueError
+        If a rule is unknown, or the folder holds something else.
+    FloatingPointError
+        If the active rule diverges; what was measured before is kept.
+    KeyboardInterrupt
+        After Ctrl-C; what was measured before is kept.
     """
-    from tqdm import tqdm
-
-    from . import plot
-
+    tqdm, plot = extras("align")
     checks.integer("seed", seed, least=0)
     names = list(dict.fromkeys([active, *passive]))
     task, learner, training = build(setting, active, seed, setting.lr)
@@ -59,12 +65,43 @@ def align(
         name: Learner(network, parse_rule(name), loss=task.loss, update="apply", threads=1, rng=rng)
         for name, rng in zip(names, own, strict=True)
     }
+    config = {"setting": vars(setting), "active": active, "passive": list(passive), "seed": seed}
+    text = json.dumps(config, indent=2) + "\n"
+    path = out / "config.json"
+    if path.exists() and path.read_text() != text:
+        raise ValueError(f"out: expected a new folder or one of this setting, got {out} of another")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(text.encode()))
+
     rows: list[dict[str, Any]] = []
+    try:
+        _look(setting, task, learner, training, exact, lookers, rows, descent, tqdm, progress)
+    except FloatingPointError as error:
+        at = f"{learner.iteration}: {error}; what was measured before is kept in {out}"
+        raise FloatingPointError(f"{active} diverged at iteration {at}") from error
+    except KeyboardInterrupt:
+        at = f"{learner.iteration}; what was measured before is kept in {out}"
+        raise KeyboardInterrupt(f"interrupted at iteration {at}; the same command starts anew") from None
+    finally:
+        if rows:
+            _write_csv(out / "align.csv", list(rows[0]), rows)
+            write_whole(out / "align.png", lambda file: plot.alignment(file, setting, active, rows))
+            summary = _summarise(rows, names, descent)
+            if descent:
+                _write_csv(out / "descent.csv", list(summary[0]), summary)
+    return summary
+
+
+def _look(
+    setting: Setting, task: Any, learner: Learner, training: np.random.Generator, exact: Learner,
+    lookers: dict[str, Learner], rows: list[dict[str, Any]], descent: bool, tqdm: Any, progress: bool,
+) -> None:  # fmt: skip
+    """Train, and at every evaluation add one row per rule, all rules' or none."""
     for iteration in tqdm(range(setting.iterations + 1), unit="it", disable=not progress):
         trials = task.sample(training, setting.batch)
         if iteration % setting.every == 0:
             true = exact.gradient(*trials, mode="offline")
-            loss = exact.evaluate(*trials).loss
+            loss, found = exact.evaluate(*trials).loss, []
             for name, looker in lookers.items():
                 grads = looker.gradient(*trials, mode="offline")
                 looker._measure(*looker._workers)  # as fit_trials does
@@ -73,37 +110,34 @@ def align(
                     row[f"cosine_{weight}"], row[f"ratio_{weight}"] = _compare(grads[weight], true[weight])
                 if descent:
                     row["lowers"] = _lowers(exact, grads, trials, loss)
-                rows.append(row)
+                found.append(row)
+            rows.extend(found)
         learner.fit_trials(*trials)
 
-    out.mkdir(parents=True, exist_ok=True)
-    config = {"setting": vars(setting), "active": active, "passive": list(passive), "seed": seed}
-    write_whole(out / "config.json", lambda file: file.write((json.dumps(config, indent=2) + "\n").encode()))
-    _write_csv(out / "align.csv", list(rows[0]), rows)
-    write_whole(out / "align.png", lambda file: plot.alignment(file, setting, active, rows))
+
+def _summarise(rows: list[dict[str, Any]], names: Sequence[str], descent: bool) -> list[dict[str, Any]]:
     summary = []
     for name in names:
         mine = [row for row in rows if row["rule"] == name]
         found: dict[str, Any] = {"rule": name}
         for weight in WEIGHTS:
             for what in ("cosine", "ratio"):
-                found[f"{what}_{weight}"] = round(float(np.nanmedian([row[f"{what}_{weight}"] for row in mine])), 3)
+                values = [row[f"{what}_{weight}"] for row in mine if not math.isnan(row[f"{what}_{weight}"])]
+                found[f"{what}_{weight}"] = round(float(np.median(values)), 3) if values else math.nan
         if descent:
             probes = [row["lowers"] for row in mine if row["lowers"] is not None]
             found["lowers"] = round(float(np.mean(probes)), 3) if probes else math.nan
             found["low"], found["high"] = _wilson(sum(probes), len(probes))
             found["probes"] = len(probes)
         summary.append(found)
-    if descent:
-        _write_csv(out / "descent.csv", list(summary[0]), summary)
     return summary
 
 
 def _compare(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Cosine of two gradients and |a| / |b|; nan where one is zero."""
+    """Cosine of two gradients and |a| / |b|; nan where one is zero or not finite."""
     a, b = a.astype(float).ravel(), b.astype(float).ravel()
     size_a, size_b = np.linalg.norm(a), np.linalg.norm(b)
-    if not (size_a and size_b):
+    if not (0 < size_a < math.inf and 0 < size_b < math.inf):
         return math.nan, math.nan
     return float(a @ b / (size_a * size_b)), float(size_a / size_b)
 
@@ -115,11 +149,15 @@ def _lowers(learner: Learner, grads: dict[str, np.ndarray], trials: Any, loss: f
     size = math.sqrt(sum(float(np.sum(np.square(grads[name], dtype=float))) for name in WEIGHTS))
     if size == 0:
         return None
+    if not math.isfinite(size):
+        return False
     length = STEP * math.sqrt(sum(float(np.sum(np.square(w, dtype=float))) for w in weights.values()))
     try:
         for name, w in weights.items():
             w -= (length / size) * grads[name]
         return bool(learner.evaluate(*trials).loss < loss)
+    except FloatingPointError:
+        return False
     finally:
         for name, w in weights.items():
             w[...] = before[name]

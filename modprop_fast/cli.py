@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, checks, core
-from .align import align
+from .align import STEP, align
 from .compare import SETTINGS, Setting, compare
 from .learner import _available
 from .rules import RULES
+from .tasks import TASKS as ALL_TASKS
 from .train import TASKS, Config, read_config, train
 
 __all__ = ["main"]
@@ -174,15 +175,28 @@ _SETTING_HELP = {
 def _add_setting(command: argparse.ArgumentParser) -> None:
     command.add_argument("task", metavar="TASK", help=f"what is to be learned: {', '.join(SETTINGS)}")
     setting = command.add_argument_group("setting", "defaults depend on the task, and are kept in config.json")
-    setting.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the task, such as delay=60"
-    )
+    setting.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the task, such as delay=60")
+    options = command.add_argument_group("options of the task", "the same as --option NAME=VALUE, for the tasks named")
+    for name, users in _task_options().items():
+        options.add_argument(
+            f"--{name}", dest=f"task_{name}", type=_number_or_word, metavar="X", help=", ".join(users), default=None
+        )
     for field in fields(Setting):
         if field.name in _SETTING_HELP:
             kind = field.type if field.type in (int, float, str) else float
             metavar = {int: "N", float: "X"}.get(kind, "WORD")
             name = "--" + field.name.replace("_", "-")
             setting.add_argument(name, type=kind, metavar=metavar, help=_SETTING_HELP[field.name])
+
+
+def _task_options() -> dict[str, list[str]]:
+    """Every option that a task has, but its seed, with the tasks that have it."""
+    users: dict[str, list[str]] = {}
+    for task, kind in ALL_TASKS.items():
+        for field in fields(kind):
+            if field.name != "seed":
+                users.setdefault(field.name, []).append(task)
+    return users
 
 
 def _number_or_word(text: str) -> int | float | str:
@@ -202,6 +216,12 @@ def _setting(arguments: argparse.Namespace) -> Setting:
         if not equals:
             raise ValueError(f"option: expected NAME=VALUE, got {option!r}")
         options[name] = _number_or_word(value)
+    for name, users in _task_options().items():
+        value = getattr(arguments, f"task_{name}")
+        if value is not None and arguments.task not in users:
+            raise ValueError(f"{name}: expected with {' or '.join(users)} only, got it with {arguments.task}")
+        if value is not None:
+            options[name] = value
     given = {name: getattr(arguments, name) for name in _SETTING_HELP}
     try:
         setting = replace(default, options=options, **{name: value for name, value in given.items() if value is not None})
@@ -238,9 +258,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     how = "accuracy >=" if setting.make_task().loss != "mse" else "loss <="
     print(f"{setting.task}: iterations to {how} {setting.criterion:g} in five evaluations in a row; stays: share of the")
-    print("evaluations from then on that meet it; score of the validation trials at the end; one thread a run")
-    chosen = f"of {arguments.lr_grid}, chosen for each rule on two other seeds"
-    print(f"learning rates: {chosen if len(arguments.lr_grid) > 1 else 'the same for all'}")
+    print("evaluations from then on that meet it; score of the validation trials at the end, test once; one thread a run;")
+    print("medians over seeds, of an even number the upper one; memory_mb: by how much a run raised its process's peak")
+    grid = ", ".join(f"{lr:g}" for lr in arguments.lr_grid or [setting.lr])
+    one = "the same for all rules, none chosen"
+    print(f"learning rates: {grid}{', chosen for each rule on two other seeds' if len(arguments.lr_grid) > 1 else f', {one}'}")
     _table(rows)
     print(f"evaluations, table and figure are in {out}")
     return 0
@@ -269,6 +291,9 @@ def _align(arguments: argparse.Namespace) -> int:
         descent=arguments.descent, progress=not arguments.quiet,
     )  # fmt: skip
     print(f"{setting.task}: medians over the way of {arguments.active}, seed {arguments.seed}, against BPTT")
+    if arguments.descent:
+        print(f"lowers: share of steps of {STEP:.0%} of the norm of w_rec and w_in that lower the loss of their own batch;")
+        print("low, high: its 95 % confidence interval (Wilson)")
     _table(rows)
     print(f"rows and figure are in {out}")
     return 0

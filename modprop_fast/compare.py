@@ -6,6 +6,7 @@ A comparison lives in one folder, in which every file is written whole or not at
     runs/RULE-seedK.json   one finished run: all its evaluations and what it cost
     evaluations.csv    every evaluation of every run
     summary.csv        one row per rule
+    baseline.json      what a linear readout of the inputs reaches, where scikit-learn is there
     compare.png        score against iteration, median and interquartile range over seeds
 
 Each seed gives initial weights, training trials, random feedback and the rule's own randomness their own streams, so
@@ -20,9 +21,11 @@ import math
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,7 +40,7 @@ from .learner import Learner
 from .network import Network
 from .optimizers import Adam, StepDecay
 from .rules import parse_rule
-from .tasks import TASKS, Task
+from .tasks import TASKS, Task, linear_baseline
 
 __all__ = ["SETTINGS", "Setting", "build", "compare", "run", "summarise"]
 
@@ -119,7 +122,7 @@ def run(setting: Setting, rule: str, seed: int, lr: float) -> dict[str, Any]:
                 seconds += perf_counter() - began
         loss, accuracy, _ = learner.evaluate(*task.test())
         test = loss if accuracy is None else accuracy
-    except FloatingPointError:
+    except (FloatingPointError, np.linalg.LinAlgError):  # the second from weights that are no longer finite
         diverged, test = iteration, math.nan
     return {
         "rule": rule, "seed": seed, "lr": lr, "evaluations": rows, "test": test, "diverged": diverged,
@@ -163,18 +166,26 @@ def compare(
     ------
     ValueError
         If a rule is unknown, or the folder holds a comparison of another setting.
+    MemoryError
+        If a rule needs more memory than it may take.
+    ModuleNotFoundError
+        If matplotlib or tqdm, the extra ``modprop_fast[train]``, is missing.
+    ChildProcessError
+        If the system ended a process, for want of memory perhaps; every finished run is kept.
     KeyboardInterrupt
         After Ctrl-C; every finished run is kept.
     """
-    from tqdm import tqdm
-
-    from . import plot
-
-    for rule in rules:
-        parse_rule(rule)
-    setting.make_task()
+    tqdm, plot = extras("compare")
     checks.integer("seeds", seeds, least=1)
     checks.integer("jobs", jobs, least=1)
+    lrs = [checks.number("lr", lr, low=0, above=True) for lr in lrs]
+    rules = list({_slug(rule): rule for rule in rules}.values())
+    if not rules:
+        raise ValueError("rules: expected at least one, got none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the runs will warn
+        for rule in rules:
+            build(setting, rule, 0, setting.lr)  # what cannot be built is refused before anything runs
     config = json.dumps(asdict(setting) | {"lrs": list(lrs)}, indent=2) + "\n"
     path = out / "config.json"
     if path.exists() and path.read_text() != config:
@@ -203,8 +214,31 @@ def compare(
     summary = [summarise(setting, rule, [each for each in finished if each["rule"] == rule]) for rule in rules]
     _write_csv(out / "evaluations.csv", ["rule", "seed", "iteration", "loss", "score", "seconds"], rows)
     _write_csv(out / "summary.csv", list(summary[0]), summary)
-    write_whole(out / "compare.png", lambda file: plot.comparison(file, setting, finished))
+    baseline = _baseline(setting, out / "baseline.json")
+    write_whole(out / "compare.png", lambda file: plot.comparison(file, setting, finished, baseline))
     return summary
+
+
+def extras(user: str) -> tuple[Any, Any]:
+    """tqdm's class and our module plot, or one sentence about what is missing."""
+    try:
+        from tqdm import tqdm
+
+        from . import plot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{user} needs {error.name}: pip install 'modprop_fast[train]'") from error
+    return tqdm, plot
+
+
+def _baseline(setting: Setting, path: Path) -> float | None:
+    """Score of a linear readout of the inputs, computed once; None without scikit-learn."""
+    if not path.exists():
+        try:
+            score = linear_baseline(setting.make_task(), np.random.default_rng(0))
+        except ModuleNotFoundError:
+            return None
+        write_whole(path, lambda file: file.write(json.dumps({"score": score}).encode()))
+    return float(json.loads(path.read_text())["score"])
 
 
 def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, jobs: int, bar: Any) -> Iterator[dict[str, Any]]:
@@ -214,15 +248,16 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
         path = _path(out, rule, seed, lr)
         if path.exists():
             bar.update()
-            yield json.loads(path.read_text())
+            yield json.loads(path.read_text()) | {"rule": rule}  # which may have been spelt with other spaces
         else:
             missing.append((rule, seed, lr))
     if not missing:
         return
     fresh = {"max_tasks_per_child": 1} if sys.version_info >= (3, 11) else {}  # so that each run's peak memory is its own
-    pool = ProcessPoolExecutor(min(jobs, len(missing)), get_context("spawn"), _ignore_interrupt, **fresh)
+    pool = ProcessPoolExecutor(min(jobs, len(missing)), get_context("spawn"), **fresh)
     try:
-        futures = {pool.submit(run, setting, *each): each for each in missing}
+        with _interrupt_blocked():
+            futures = {pool.submit(run, setting, *each): each for each in missing}
         for future in as_completed(futures):
             result, path = future.result(), _path(out, *futures[future])
             write_whole(path, lambda file, text=json.dumps(result): file.write(text.encode()))
@@ -232,16 +267,34 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
         for process in list(pool._processes.values()):
             process.terminate()
         raise KeyboardInterrupt(f"interrupted; every finished run is kept in {out}, and the same command goes on") from None
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            f"jobs: the system ended one of {jobs} processes, for want of memory perhaps; every finished run is kept in "
+            f"{out}, and the same command, with fewer jobs, goes on"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of it, and decides
+@contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Processes and threads started here never see Ctrl-C, not even while they import: the parent hears of it, and decides."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _slug(rule: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", rule.lower()).strip("-")
 
 
 def _path(out: Path, rule: str, seed: int, lr: float) -> Path:
-    return out / "runs" / f"{re.sub(r'[^a-z0-9.]+', '-', rule.lower()).strip('-')}-lr{lr:g}-seed{seed}.json"
+    return out / "runs" / f"{_slug(rule)}-lr{lr:g}-seed{seed}.json"
 
 
 def _better(setting: Setting, score: np.ndarray) -> np.ndarray:
@@ -279,7 +332,8 @@ def summarise(setting: Setting, rule: str, results: list[dict[str, Any]]) -> dic
     """One row of the table: medians over seeds, with the interquartile range of the iterations (inf: never)."""
     first, stays = np.array([reached(setting, each) for each in results]).T
     last = [each["evaluations"][-1][2] for each in results if each["evaluations"] and each["diverged"] is None]
-    pace = [each["seconds"] / max(each["evaluations"][-1][0], 1) for each in results if each["evaluations"]]
+    updates = [setting.iterations if each["diverged"] is None else each["diverged"] for each in results]
+    pace = [each["seconds"] / n for each, n in zip(results, updates, strict=True) if n]
     low, median, high = np.percentile(first, [25, 50, 75], method="higher")
     return {
         "rule": rule,

@@ -112,7 +112,7 @@ def _shade(top: Axes, bottom: Axes) -> None:
 _COLOURS = ("#000000", "#0b5394", "#cc4125", "#38761d", "#8e5ea2", "#e69138", "#45818e", "#a64d79", "#7f6000", "#666666")
 
 
-def comparison(file: BinaryIO, setting: Setting, results: Sequence[dict[str, Any]]) -> None:
+def comparison(file: BinaryIO, setting: Setting, results: Sequence[dict[str, Any]], baseline: float | None = None) -> None:
     """Draw score against iteration as PNG: for each rule the median over seeds, and the interquartile range.
 
     Parameters
@@ -122,6 +122,8 @@ def comparison(file: BinaryIO, setting: Setting, results: Sequence[dict[str, Any
     setting : Setting
     results : sequence of dict
         What `compare.run` returned.
+    baseline : float, optional
+        Score of a linear readout of the inputs, a line of its own.
     """
     task, error = setting.make_task(), setting.make_task().loss == "mse"
     with rc_context(_STYLE):
@@ -140,15 +142,33 @@ def comparison(file: BinaryIO, setting: Setting, results: Sequence[dict[str, Any
             colour = _COLOURS[i % len(_COLOURS)]
             axes.fill_between(iteration, low, high, color=colour, alpha=0.12, linewidth=0)
             axes.plot(iteration, median, color=colour, linewidth=1.2, label=rule, linestyle="-" if i < len(_COLOURS) else "--")
-        for level, name in ((setting.criterion, "criterion"), (task.chance, "chance")):
-            axes.axhline(level, color=_GREY, linewidth=0.7, linestyle=":", zorder=0)
-            axes.text(1.01, level, name, color=_GREY, fontsize=8, va="center", transform=axes.get_yaxis_transform())
-        seeds = len({each["seed"] for each in results})
         axes.set(xlim=(0, setting.iterations), xlabel="iteration (one batch each)", yscale="log" if error else "linear")
+        _levels(axes, {"criterion": setting.criterion, "chance": task.chance, "linear readout": baseline})
+        seeds = len({each["seed"] for each in results})
         axes.set_ylabel("validation loss" if error else "validation accuracy")
         axes.set_title(f"{setting.task}: median and interquartile range of {seeds} seeds", loc="left", fontsize=9)
         figure.legend(loc="outside right upper")
         figure.savefig(file, format="png")
+
+
+def _levels(axes: Axes, levels: dict[str, float | None]) -> None:
+    """Dotted lines at the levels there are; names whose lines would lie on one another share a text."""
+    log = axes.get_yscale() == "log"
+    known = {name: level for name, level in levels.items() if level is not None}
+    least, most = axes.get_ylim()
+    least, most = min([least, *known.values()]), max([most, *known.values()])
+    texts: list[tuple[float, str]] = []
+    for name, level in sorted(known.items(), key=lambda each: each[1]):
+        axes.axhline(level, color=_GREY, linewidth=0.7, linestyle=":", zorder=0)
+        gap = np.log(level / texts[-1][0]) / np.log(most / least) if log and texts else 1.0
+        if texts and not log:
+            gap = (level - texts[-1][0]) / (most - least)
+        if gap < 0.04:
+            texts[-1] = texts[-1][0], f"{texts[-1][1]}, {name}"
+        else:
+            texts.append((level, name))
+    for level, text in texts:
+        axes.text(1.01, level, text, color=_GREY, fontsize=8, va="center", transform=axes.get_yaxis_transform())
 
 
 def alignment(file: BinaryIO, setting: Setting, active: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -2,18 +2,21 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from modprop_fast import cli
-from modprop_fast.align import align
+import modprop_fast.compare as module
+from modprop_fast import EProp, Learner, cli
+from modprop_fast.align import _lowers, align
 from modprop_fast.compare import SETTINGS, _best, build, compare, reached, run, summarise
 
 TINY = replace(SETTINGS["delayed-xor"], options={"delay": 3, "cue": 2}, n_rec=10, tau=3.0, batch=4, iterations=20, every=4)
@@ -62,6 +65,72 @@ def test_a_run_that_diverges_is_recorded_and_the_others_finish(tmp_path):
     assert np.isnan(rows[0]["score"]) and (tmp_path / "wild" / "compare.png").exists()
 
 
+@pytest.mark.filterwarnings("ignore:rho")
+def test_a_divergence_ends_its_own_run_only(tmp_path, monkeypatch):
+    """On seed 1 of one rule the weights are no longer finite from the third update on; all else learns on."""
+
+    class Here:  # in this process, where the patch is
+        def __init__(self, *_, **__): ...
+
+        def submit(self, call, *args):
+            future = Future()
+            future.set_result(call(*args))
+            return future
+
+        def shutdown(self, **_): ...
+
+    def fit(self, *trials):
+        if self.iteration == 3 and isinstance(self.rule, EProp) and self.odd:
+            raise error
+        return honest(self, *trials)
+
+    def odd(setting, rule, seed, lr):
+        task, learner, training = build(setting, rule, seed, lr)
+        learner.odd = seed == 1
+        return task, learner, training
+
+    honest = Learner.fit_trials
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(module, "build", odd)
+    monkeypatch.setattr(Learner, "fit_trials", fit)
+    for error in (FloatingPointError("overflow"), np.linalg.LinAlgError("not finite")):
+        out = tmp_path / type(error).__name__
+        bptt, eprop = compare(TINY, ["bptt", "eprop"], 2, out, progress=False)
+        assert (bptt["diverged"], eprop["diverged"]) == (0, 1)
+        assert eprop["ms_per_iteration"] < 1000 and not math.isnan(eprop["score"])
+        broken = json.loads((out / "runs" / f"eprop-lr{TINY.lr:g}-seed1.json").read_text())
+        assert broken["diverged"] == 3 and len(broken["evaluations"]) == 1
+
+
+def test_the_same_rule_in_other_spelling_is_the_same_rule(tmp_path):
+    compare(TINY, ["modprop(factor=mean, mu=0.5)"], 1, tmp_path, progress=False)
+    before = files(tmp_path)
+    rows = compare(TINY, ["modprop(factor=mean,mu=0.5)", "modprop(factor=mean,mu=0.5)"], 1, tmp_path, progress=False)
+    assert [row["rule"] for row in rows] == ["modprop(factor=mean,mu=0.5)"] and files(tmp_path) == before
+
+
+def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(MemoryError, match="RTRL: expected at most"):
+        compare(replace(TINY, n_rec=1000), ["eprop", "rtrl"], 1, tmp_path / "new", progress=False)
+    with pytest.raises(ValueError, match="lr: expected"):
+        compare(TINY, ["eprop"], 1, tmp_path / "new", lrs=[-1.0, 1.0], progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_linear_baseline_is_computed_once(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    score = module._baseline(TINY, tmp_path / "baseline.json")
+    assert 0.3 < score < 0.8
+    monkeypatch.setattr(module, "linear_baseline", None)
+    assert module._baseline(TINY, tmp_path / "baseline.json") == score
+
+    def missing(*_):
+        raise ModuleNotFoundError
+
+    monkeypatch.setattr(module, "linear_baseline", missing)
+    assert module._baseline(TINY, tmp_path / "none.json") is None and not (tmp_path / "none.json").exists()
+
+
 def fake(accuracies, lr=1.0, diverged=None):
     rows = [(10 * i, 0.5, a, 0.1) for i, a in enumerate(accuracies)]
     return {"rule": "x", "evaluations": rows, "diverged": diverged, "test": 0.5, "lr": lr, "seconds": 1.0, "memory": 1.0}
@@ -103,6 +172,36 @@ def test_alignment_of_a_rule_with_itself_is_one_and_probes_leave_no_trace(tmp_pa
     assert len(pairs) == 4 * 6 and all(one["loss"] == two["loss"] for one, two in pairs)
 
 
+def test_a_probe_puts_the_weights_back_to_the_bit():
+    task, learner, training = build(TINY, "bptt", 0, 1e-3)
+    trials = task.sample(training, 8)
+    before = {name: w.copy() for name, w in learner.network.weights.items()}
+    grads = learner.gradient(*trials, mode="offline")
+    loss = learner.evaluate(*trials).loss
+    uphill = {name: -g for name, g in grads.items()}
+    assert _lowers(learner, grads, trials, loss) is True and _lowers(learner, uphill, trials, loss) is False
+    assert _lowers(learner, {name: g * np.nan for name, g in grads.items()}, trials, loss) is False
+    assert _lowers(learner, {name: g * 0 for name, g in grads.items()}, trials, loss) is None
+    assert all(np.array_equal(before[name], w) for name, w in learner.network.weights.items())
+    assert learner.evaluate(*trials).loss == loss
+
+
+@pytest.mark.parametrize("stop", [FloatingPointError("overflow"), KeyboardInterrupt()])
+def test_align_keeps_what_it_measured(stop, tmp_path, monkeypatch):
+    def fit(self, *trials):
+        if self.iteration == 9:
+            raise stop
+        return honest(self, *trials)
+
+    honest = Learner.fit_trials
+    monkeypatch.setattr(Learner, "fit_trials", fit)
+    with pytest.raises(type(stop), match=r"at iteration 9.*what was measured before is kept"):
+        align(TINY, "bptt", ["eprop"], 0, tmp_path, descent=True, progress=False)
+    assert len((tmp_path / "align.csv").read_text().splitlines()) == 1 + 2 * 3 and (tmp_path / "descent.csv").exists()
+    with pytest.raises(ValueError, match="out: expected a new folder"):
+        align(TINY, "bptt", ["mdgl"], 0, tmp_path, progress=False)
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     out = tmp_path / "stopped"
     words = ["compare", "delayed-xor", "--rules", "eprop", "bptt", "--seeds", "40", "--n-rec", "10", "--iterations", "40"]
@@ -119,22 +218,10 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
 
 
 def test_the_command_line(tmp_path, capsys):
-    words = [
-        "delayed-xor",
-        "--option",
-        "delay=3",
-        "--option",
-        "cue=2",
-        "--n-rec",
-        "10",
-        "--iterations",
-        "8",
-        "--every",
-        "2",
-        "--quiet",
-    ]
+    words = "delayed-xor --delay 3 --option cue=2 --n-rec 10 --iterations 8 --every 2 --quiet".split()
     assert cli.main(["compare", *words, "--rules", "eprop", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "c")]) == 0
     assert "0/1" in capsys.readouterr().out
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["options"] == {"delay": 3, "cue": 2}
     assert cli.main(["align", *words, "--passive", "eprop", "--descent", "--out", str(tmp_path / "d")]) == 0
     assert "lowers" in capsys.readouterr().out
     for bad, message in (
@@ -142,6 +229,7 @@ def test_the_command_line(tmp_path, capsys):
         (["compare", *words, "--rules", "backprop"], "rule: expected one of 'bptt', 'tbptt'"),
         (["compare", *words, "--rules", "bptt", "--option", "depth=3"], "option: "),
         (["compare", *words, "--rules", "bptt", "--option", "depth"], "option: expected NAME=VALUE, got 'depth'"),
+        (["compare", *words, "--rules", "bptt", "--gap", "3"], "gap: expected with cue-accumulation only, got it with delayed"),
         (["compare", *words, "--rules", "bptt", "--batch", "0"], "batch: expected an integer >= 1, got 0"),
     ):
         assert cli.main(bad) == 2
