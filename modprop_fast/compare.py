@@ -18,6 +18,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -253,6 +254,8 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
             missing.append((rule, seed, lr))
     if not missing:
         return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of the processes to come: they share the processors already
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
     fresh = {"max_tasks_per_child": 1} if sys.version_info >= (3, 11) else {}  # so that each run's peak memory is its own
     pool = ProcessPoolExecutor(min(jobs, len(missing)), get_context("spawn"), **fresh)
     try:

@@ -84,6 +84,7 @@ class Learner:
         self.threads = _available() if threads is None else checks.integer("threads", threads, least=1)
         self.iteration = 0  # updates made by apply and fit_trials
         self._plan = rule.plan(network)
+        self._planned_for = -1
         self._h_mean, self._h_batches = np.full(network.n_rec, 0.5), 0  # of the rules that follow it
         self._feedback = _feedback(rule.feedback, network, rng)
         self._rng = checks.generator("rng", rng) if self._plan.reference == "uoro" else None
@@ -397,7 +398,7 @@ class Learner:
         """What the user wrote into W counts for its means too, where these follow every update."""
         if self._plan.refresh_every == 1:
             self._engine.refresh()
-            if self.rule.follows:
+            if self.rule.follows and self._planned_for != self.network._stamp[0]:
                 self._replan()
 
     def _replan(self):
@@ -405,6 +406,7 @@ class Learner:
         self._plan = self.rule.plan(self.network, self._h_mean)
         for engine in (self._engine, *self._workers):
             engine.follow(self._plan)
+        self._planned_for = int(self.network._stamp[0])  # since when somebody may have written into the weights
 
     def _measure(self, *engines):
         """Let the mean of h follow what these engines have seen: the first time at once, then a tenth of the way."""
