@@ -292,7 +292,7 @@ def _align(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     print(f"{setting.task}: medians over the way of {arguments.active}, seed {arguments.seed}, against BPTT")
     if arguments.descent:
-        print(f"lowers: share of steps of {STEP:.0%} of the norm of w_rec and w_in that lower the loss of their own batch;")
+        print(f"lowers: share of steps of {STEP:.1%} of the norm of w_rec and w_in that lower the loss of their own batch;")
         print("low, high: its 95 % confidence interval (Wilson)")
     _table(rows)
     print(f"rows and figure are in {out}")
