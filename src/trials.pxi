@@ -233,13 +233,12 @@ cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_
     cdef real *lam = <real *>m.signal
     cdef real *back = <real *>m.current
     cdef real *d = <real *>rec.d
-    cdef const real *kept = <real *>m.self_drive
     cdef const real *L
     cdef const real *h
     cdef const real *f
     cdef real *rows
     cdef real *exact
-    cdef real keep = 0 if m.one_tap else <real>m.leak, leak = <real>m.leak, take = <real>(1 - m.leak), held, direct
+    cdef real keep = 0 if m.one_tap else <real>m.leak, leak = <real>m.leak, take = <real>(1 - m.leak), direct
     cdef Py_ssize_t i, t, p, n = m.n_rec, b = how.exact_steps
     cdef Adjoint kind = how.kind
     cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1, last
@@ -275,11 +274,10 @@ cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_
             through_modulators(m, back, lam)
         if how.instant:
             instant_mu(m, mu, h)
+        for p in range(n if kind == ADJOINT_MEAN and not m.self_modulation else 0):
+            back[p] -= (<real *>m.drive)[m.type[p] * m.rank + m.type[p]] * lam[p]  # the diagonal, to the bit
         for p in range(n):
-            held = keep
-            if kind == ADJOINT_MEAN and not m.self_modulation:
-                held = kept[m.type[p]]
-            lam[p] = rows[p] + held * lam[p]
+            lam[p] = rows[p] + keep * lam[p]
             if kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1:
                 lam[p] += h[p] * back[p]
             elif not m.one_tap:
