@@ -11,9 +11,9 @@
 #
 #     sum_s m_s R_s[p] = (K_{t0+1}^T lam_{t0+1}) R_t0[p] + sum_s (lam_s d_s[p]) h_{s-1}[p] eps_{s-1}.
 #
-# Every step brings the units of one group in `window` up to date, in turn: no step is longer than another.
+# Online, every step brings the units of one group in `window` up to date, in turn: no step is longer than another.
 # A network that learns at every step sums over m_t alone and descends at once; one that adds up a gradient lets
-# that lag behind as well, and both become products of matrices of rank `window`.
+# that lag behind as well, and every `window` steps brings all units up to date: products of matrices of that rank.
 
 
 cdef void unit_rows(Model *m, Py_ssize_t block, void **rows, void *base, Py_ssize_t width, real *dummy) noexcept nogil:
@@ -431,7 +431,6 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     cdef real *h_past = <real *>m.h_past + s * m.n_blocks * ROWS
     cdef real *modulator = <real *>m.modulator + s * r
     cdef real *coef = <real *>m.coef
-    cdef real *sums = NULL
     cdef const real *h = <const real *>m.h
     cdef real scale = <real>m.lr if m.online else 1
     cdef bint refresh, exact = m.trace == TRACE_EXACT

@@ -198,6 +198,18 @@ def test_signal_is_the_gradient_of_the_readout():
     assert_close(by_signal.network.weights, by_target.network.weights, 1e-6)
 
 
+@pytest.mark.parametrize("awake", range(8))
+def test_a_unit_awake_among_units_at_rest_learns(awake):
+    """Blocks of units at rest are passed over."""
+    net = mf.Network(1, 8, 1, activation="relu", init="zeros")
+    net.w_in[:] = -1
+    net.w_in[awake] = 1
+    net.w_out[:] = 1
+    before = net.w_in.copy()
+    mf.Learner(net, mf.EProp(), optimizer=mf.SGD(0.1)).step(np.ones(1, "f"), target=np.zeros(1, "f"))
+    assert np.flatnonzero(net.w_in != before).tolist() == [awake]
+
+
 def test_a_step_returns_its_own_array():
     learner = small()
     first = learner.step(draw(1)[0][0])
