@@ -17,7 +17,7 @@ from .rules import BPTT, parse_rule
 __all__ = ["align"]
 
 WEIGHTS = ("w_rec", "w_in")
-STEP = 1e-3  # of a probe of descent, relative to the norm of the weights that it moves
+DECREASE = 0.01  # of the loss, to first order, by a probe along the exact gradient: all probes of a look are as long
 
 
 def align(
@@ -26,8 +26,10 @@ def align(
     """Let the rule `active` learn, and compare all rules' gradients with BPTT's on its weights and batches.
 
     At every evaluation, for w_rec and for w_in: the cosine of each rule's gradient with the exact one, and the ratio of
-    their norms.  With `descent` also whether a small step against each rule's gradient of the recurrent layer, of 0.1 % of
-    the norm of these weights, lowers the loss on the same batch; the weights are put back to the bit.
+    their norms.  With `descent` also whether a small step against each rule's gradient of w_rec and w_in lowers the loss
+    on the same batch.  All rules' steps have the length at which the exact gradient's would lower it by 1 %, to first
+    order: one that is relative to the weights overshoots where a learned loss is nearly flat.  The weights are put back
+    to the bit.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ def _look(
                 for weight in WEIGHTS:
                     row[f"cosine_{weight}"], row[f"ratio_{weight}"] = _compare(grads[weight], true[weight])
                 if descent:
-                    row["lowers"] = _lowers(exact, grads, trials, loss)
+                    row["lowers"] = _lowers(exact, grads, true, trials, loss)
                 found.append(row)
             rows.extend(found)
         learner.fit_trials(*trials)
@@ -142,16 +144,18 @@ def _compare(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(a @ b / (size_a * size_b)), float(size_a / size_b)
 
 
-def _lowers(learner: Learner, grads: dict[str, np.ndarray], trials: Any, loss: float) -> bool | None:
-    """Whether a small step against the gradient of w_rec and w_in lowers the loss; None for a gradient of zero."""
+def _lowers(
+    learner: Learner, grads: dict[str, np.ndarray], true: dict[str, np.ndarray], trials: Any, loss: float
+) -> bool | None:
+    """Whether a small step against the gradient of w_rec and w_in lowers the loss; None where it or the true one is zero."""
     weights = {name: learner.network.weights[name] for name in WEIGHTS}
     before = {name: w.copy() for name, w in weights.items()}
-    size = math.sqrt(sum(float(np.sum(np.square(grads[name], dtype=float))) for name in WEIGHTS))
-    if size == 0:
+    size, true_size = (math.sqrt(sum(float(np.sum(np.square(g[name], dtype=float))) for name in WEIGHTS)) for g in (grads, true))
+    if size == 0 or true_size == 0:
         return None
     if not math.isfinite(size):
         return False
-    length = STEP * math.sqrt(sum(float(np.sum(np.square(w, dtype=float))) for w in weights.values()))
+    length = DECREASE * loss / true_size
     try:
         for name, w in weights.items():
             w -= (length / size) * grads[name]

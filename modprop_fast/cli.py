@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, checks, core
-from .align import STEP, align
+from .align import DECREASE, align
 from .compare import SETTINGS, Setting, compare
 from .learner import _available
 from .rules import RULES
@@ -292,8 +292,8 @@ def _align(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     print(f"{setting.task}: medians over the way of {arguments.active}, seed {arguments.seed}, against BPTT")
     if arguments.descent:
-        print(f"lowers: share of steps of {STEP:.1%} of the norm of w_rec and w_in that lower the loss of their own batch;")
-        print("low, high: its 95 % confidence interval (Wilson)")
+        print("lowers: share of steps of w_rec and w_in that lower the loss of their own batch, each as long as the exact")
+        print(f"gradient's that lowers it by {DECREASE:.0%} to first order; low, high: 95 % confidence interval (Wilson)")
     _table(rows)
     print(f"rows and figure are in {out}")
     return 0

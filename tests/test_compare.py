@@ -179,9 +179,10 @@ def test_a_probe_puts_the_weights_back_to_the_bit():
     grads = learner.gradient(*trials, mode="offline")
     loss = learner.evaluate(*trials).loss
     uphill = {name: -g for name, g in grads.items()}
-    assert _lowers(learner, grads, trials, loss) is True and _lowers(learner, uphill, trials, loss) is False
-    assert _lowers(learner, {name: g * np.nan for name, g in grads.items()}, trials, loss) is False
-    assert _lowers(learner, {name: g * 0 for name, g in grads.items()}, trials, loss) is None
+    assert _lowers(learner, grads, grads, trials, loss) is True
+    assert _lowers(learner, uphill, grads, trials, loss) is False
+    assert _lowers(learner, {name: g * np.nan for name, g in grads.items()}, grads, trials, loss) is False
+    assert _lowers(learner, {name: g * 0 for name, g in grads.items()}, grads, trials, loss) is None
     assert all(np.array_equal(before[name], w) for name, w in learner.network.weights.items())
     assert learner.evaluate(*trials).loss == loss
 
