@@ -16,7 +16,15 @@ if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
     ISA_FLAGS["v3"] = ["-march=x86-64-v3"]
     ISA_FLAGS["v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 
-extensions = [Extension("modprop_fast.core", ["src/core.pyx"], extra_compile_args=FLAGS)] + [
+extensions = [
+    Extension(
+        "modprop_fast.core",
+        ["src/core.pyx"],
+        depends=["modprop_fast/include/modprop_fast.h"],
+        include_dirs=["modprop_fast/include"],
+        extra_compile_args=FLAGS,
+    )
+] + [
     Extension(
         f"modprop_fast._kernels_{isa}",
         [f"src/kernels_{isa}.pyx"],
@@ -33,4 +41,4 @@ DIRECTIVES = {
     "autotestdict": False,
 }
 
-setup(ext_modules=cythonize(extensions, include_path=["src"], compiler_directives=DIRECTIVES))
+setup(ext_modules=cythonize(extensions, include_path=["src", "."], compiler_directives=DIRECTIVES))

@@ -14,7 +14,7 @@ from libc.string cimport memset
 from model cimport *
 
 cdef extern from "Python.h":
-    Py_ssize_t Py_REFCNT(PyObject *)
+    Py_ssize_t Py_REFCNT(PyObject *) noexcept nogil
 
 cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
@@ -119,7 +119,8 @@ cdef class Engine:
     cdef PyObject *block
     cdef Py_ssize_t n_weights
     cdef char format
-    cdef bint busy, streams
+    cdef int busy  # taken and released by `mpf_take` and `mpf_release`: the C face does not hold the GIL
+    cdef bint streams
     cdef readonly Latency latency
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
     cdef object on_unstable
@@ -394,8 +395,6 @@ cdef class Engine:
         cdef int status
         cdef unsigned long long fp
         cdef long long began = mpf_now() if self.latency.on else 0
-        if self.busy:
-            raise RuntimeError("step: this learner is already running in another thread; give each thread its own")
         if not self.streams:
             self.must_stream("step")
         if signal is not None:
@@ -419,7 +418,11 @@ cdef class Engine:
                 PyBuffer_Release(&x_view)
                 raise
             aim = t_view.buf
-        self.busy = True
+        if mpf_take(&self.busy):
+            PyBuffer_Release(&x_view)
+            if aim != NULL:
+                PyBuffer_Release(&t_view)
+            self._refuse("step")
         self.m.loss_sum = 0
         self._notice_writes()
         with nogil:
@@ -427,7 +430,7 @@ cdef class Engine:
             status = self.kernels.step(&self.m, x_view.buf, aim, label, source, learn)
             mpf_unflush(fp)
         self._tell_writes()
-        self.busy = False
+        mpf_release(&self.busy)
         PyBuffer_Release(&x_view)
         if aim != NULL:
             PyBuffer_Release(&t_view)
@@ -452,7 +455,7 @@ cdef class Engine:
         except TypeError:
             raise TypeError(f"target: expected a class, an integer in 0..{self.m.n_out - 1}, got {describe(target)}") from None
 
-    cdef inline void _notice_writes(self):
+    cdef inline void _notice_writes(self) noexcept nogil:
         """W z of this step may be at hand from the last one: not if somebody may have written into W since.
 
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
@@ -466,7 +469,7 @@ cdef class Engine:
         """Somebody has written into W by an address that the reference counts do not show."""
         self.m.ahead = False
 
-    cdef inline void _tell_writes(self):
+    cdef inline void _tell_writes(self) noexcept nogil:
         self.stamp[0] += 1
         self.seen = self.stamp[0]
 
@@ -494,7 +497,7 @@ cdef class Engine:
                 self.clear()
             self._accumulate(False, WINDOW_ONLINE)
         self._tell_writes()
-        self.busy = False
+        mpf_release(&self.busy)
         self._check(status, &trial)
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
@@ -563,7 +566,7 @@ cdef class Engine:
             if status == OK:
                 self.kernels.adjoint(&self.m, &rec, &how, trial.n_steps)
             mpf_unflush(fp)
-        self.busy = False
+        mpf_release(&self.busy)
         self._check(status, &trial)
 
     cdef Trials _trials(self, xs, target, label, mask):
@@ -575,10 +578,12 @@ cdef class Engine:
         return trial
 
     cdef _enter(self, str call):
-        if self.busy:
-            raise RuntimeError(f"{call}: this learner is already running in another thread; give each thread its own")
-        self.busy = True
+        if mpf_take(&self.busy):
+            self._refuse(call)
         self.m.loss_sum = 0
+
+    cdef _refuse(self, str call):
+        raise RuntimeError(f"{call}: this learner is already running in another thread; give each thread its own")
 
     cdef _check(self, int status, Trials *trial):
         if status != OK:
@@ -635,7 +640,11 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
         mpf_unflush(fp)
     for i in range(n):
         engine = engines[i]
-        engine.busy, engine.m.scale = False, 1.0
+        engine.m.scale = 1.0
+        mpf_release(&engine.busy)
     if status != OK:
         engine = engines[streams[0].failed]
         engine._check(status, &streams[streams[0].failed])
+
+
+include "capi.pxi"
