@@ -10,6 +10,8 @@ from .rules import Plan
 
 _Floats: TypeAlias = NDArray[np.floating[Any]]  # of the network's dtype
 
+__pyx_capi__: dict[str, Any]  # capsules of the functions of core.pxd
+
 MAX_TOGETHER: int
 MAX_WINDOW: int
 
