@@ -159,7 +159,7 @@ def layout(folder):
         members = [member.strip() for member in body.split(";") if member.strip()]
         names = [re.search(r"\(\*(mpf_\w+)\)|(mpf_\w+)$", member) for member in members]
         names = [name[1] or name[2] for name in names]
-        source = '#include <stdio.h>\n#include "modprop_fast.h"\nint main(void) {{ static const size_t at[] = {{'
+        source = '#include <stdio.h>\n#include "modprop_fast.h"\nint main(void) { static const size_t at[] = {'
         source += ", ".join(f"offsetof({struct}, {name})" for name in names)
         source += "}; size_t i; for (i = 0; i < sizeof at / sizeof *at; i++) printf(\"%zu\\n\", at[i]); return 0; }"
         (folder / "at.c").write_text(source)
