@@ -254,7 +254,8 @@ cdef Handle *_handle(learner) except NULL:
     return h
 
 
-cdef void _name(Handle *h, const char *name, void *at, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, bint writable) noexcept:
+cdef void _name(Handle *h, const char *name, void *at, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride,
+                bint writable) noexcept:
     if at != NULL:
         h.named[h.n_named] = Named(name, <char *>at, rows, width * h.size, stride * h.size, writable)
         h.n_named += 1

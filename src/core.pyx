@@ -317,6 +317,29 @@ cdef class Engine:
         self.arrays["h_sum"][:], self.m.h_count = 0, 0
         return total, count
 
+    # ------------------------------------------------------------ copies
+
+    ADDRESSES = ("terms", "w_rows", "keep_rows")
+
+    def snapshot(self) -> dict:
+        """All that a step reads or leaves behind, as copies; no addresses."""
+        cdef Model *m = &self.m
+        if mpf_read(&self.busy):
+            self._refuse("copy")
+        numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable)
+        arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in self.ADDRESSES}
+        return {"numbers": numbers, "arrays": arrays}
+
+    def take_over(self, snapshot):
+        """Go on where another engine of the same make was."""
+        cdef Model *m = &self.m
+        (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable) = snapshot["numbers"]
+        own = self.constants | self.arrays
+        for name, a in snapshot["arrays"].items():
+            if own[name].shape == a.shape:  # else that of a gradient by chunks, which is zero between them
+                own[name][...] = a
+        self._tell_writes()
+
     # ------------------------------------------------------------ modulation
 
     @property

@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests: no example has a deadline, since machines are shared and the first call imports and allocates."""
+"""Settings and fixtures of all tests: no example has a deadline, since machines are shared and a first call imports."""
 
 from hypothesis import settings
 from wheels import place, sdist, wheel, wheel_python  # noqa: F401

@@ -8,7 +8,8 @@ from modprop_fast.core cimport (
 )  # fmt: skip
 
 
-def learn(object learner, const float[:, :, ::1] x, const int[::1] labels, Py_ssize_t n_iterations, Py_ssize_t n_trials, bint by_step):
+def learn(object learner, const float[:, :, ::1] x, const int[::1] labels, Py_ssize_t n_iterations, Py_ssize_t n_trials,
+          bint by_step):
     """Losses of each iteration, and all arrays one after the other."""
     cdef Py_ssize_t i, k, t, n_steps = x.shape[1], row = x.shape[2] * sizeof(float)
     cdef double[::1] losses = np.zeros(n_iterations)
@@ -31,8 +32,8 @@ def learn(object learner, const float[:, :, ::1] x, const int[::1] labels, Py_ss
                     code |= mpf_step_label(handle, &x[k, n_steps - 1, 0], row, labels[k], 1, NULL, 0)
                 else:
                     repeated[:] = labels[k]
-                    code |= mpf_run_labels(handle, n_steps, &x[k, 0, 0], n_steps * row, &repeated[0], n_steps * sizeof(int), &mask[0],
-                                           n_steps, 1, NULL, 0)
+                    code |= mpf_run_labels(handle, n_steps, &x[k, 0, 0], n_steps * row, &repeated[0], n_steps * sizeof(int),
+                                           &mask[0], n_steps, 1, NULL, 0)
                 code |= mpf_loss(handle, &one)
                 losses[i] += one
             if not by_step:

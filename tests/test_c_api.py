@@ -159,13 +159,13 @@ def layout(folder):
         members = [member.strip() for member in body.split(";") if member.strip()]
         names = [re.search(r"\(\*(mpf_\w+)\)|(mpf_\w+)$", member) for member in members]
         names = [name[1] or name[2] for name in names]
-        source = f'#include <stdio.h>\n#include "modprop_fast.h"\nint main(void) {{ static const size_t at[] = {{'
+        source = '#include <stdio.h>\n#include "modprop_fast.h"\nint main(void) { static const size_t at[] = {'
         source += ", ".join(f"offsetof({struct}, {name})" for name in names)
         source += "}; size_t i; for (i = 0; i < sizeof at / sizeof *at; i++) printf(\"%zu\\n\", at[i]); return 0; }"
         (folder / "at.c").write_text(source)
         subprocess.run(["gcc", "-I", mf.get_include(), folder / "at.c", "-o", folder / "at"], check=True)
         offsets = subprocess.run([folder / "at"], check=True, capture_output=True, text=True).stdout.split()
-        out[struct] = [f"{at} {member}" for at, member in zip(offsets, members)]
+        out[struct] = [f"{at} {member}" for at, member in zip(offsets, members, strict=True)]
     get_name = ctypes.pythonapi.PyCapsule_GetName
     get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
     out["core"] = sorted(f"{name}: {get_name(capsule).decode()}" for name, capsule in core.__pyx_capi__.items())
