@@ -495,10 +495,13 @@ class Learner:
 
     def __getstate__(self):
         """For pickle and copy.deepcopy: everything, in mid-stream too, but the threads and the times of `latency`."""
-        return self.__dict__ | {"_engine": self._engine.snapshot(), "_workers": [], "_pool": None}
+        return self.__dict__ | {"_engine": self._engine.snapshot(), "_workers": [], "_pool": None, "_planned_for": -1}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
+        self._h_mean = self._h_mean.copy()  # what comes may be read-only, as memory that processes share is
+        self._feedback = None if self._feedback is None else self._feedback.copy()
+        self._optimizer_state = {name: array.copy() for name, array in self._optimizer_state.items()}
         self._engine = self._new_engine()
         self._engine.take_over(state["_engine"])
 

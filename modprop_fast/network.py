@@ -140,11 +140,14 @@ class Network:
                 w[w * self.sign < 0] = 0
 
     def __getstate__(self):
-        """For pickle and copy.deepcopy."""
-        return self.__dict__ | {"_weights": dict(self.weights)}
+        """For pickle and copy.deepcopy.  Without the stamp, so that the same network is the same bytes twice."""
+        state = self.__dict__ | {"_weights": dict(self.weights)}
+        del state["_stamp"]
+        return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
+        self._stamp = np.zeros(1, np.int64)
         self._weights = aligned({name: w.shape for name, w in state["_weights"].items()}, self.dtype)
         for name, w in state["_weights"].items():
             self._weights[name][...] = w

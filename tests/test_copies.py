@@ -105,3 +105,17 @@ def test_a_copy_of_a_learner_after_chunks_and_trials():
         each.run(xs[2], targets[2])
     assert np.array_equal(one.network.w_rec, other.network.w_rec)
     assert one.network.w_rec.ctypes.data % 64 == other.network.w_rec.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("name", ["exact", "running", "rflo"])
+def test_the_same_learner_is_the_same_bytes_and_may_come_in_memory_that_is_only_read(name):
+    one = learner(RULES[name], "apply")
+    go_on(one, 0)
+    one.reset()
+    assert pickle.dumps(one) == pickle.dumps(one)
+    buffers = []
+    data = pickle.dumps(one, protocol=5, buffer_callback=buffers.append)
+    two = pickle.loads(data, buffers=[bytes(buffer) for buffer in buffers])
+    assert len(buffers) > 5
+    np.testing.assert_array_equal(go_on(one, 1), go_on(two, 1))
+    np.testing.assert_array_equal(one.network.w_rec, two.network.w_rec)
