@@ -85,7 +85,7 @@ def main():
         first = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(1e-3), threads=1)
         learners = {name: copy.deepcopy(first) for name in ("loop", "Python", *faces)}
         entries = {"loop": lambda one=learners["loop"]: one.run(xs, targets)}
-        entries["Python"] = lambda step=learners["Python"].step: [step(x, t) for x, t in zip(xs, targets)]
+        entries["Python"] = lambda step=learners["Python"].step: [step(x, t) for x, t in zip(xs, targets, strict=True)]
         for name, face in faces.items():
             if face:
                 handle = face[0](learners[name])
@@ -96,7 +96,7 @@ def main():
         for name, rounds in times.items():
             if not np.array_equal(learners[name].network.w_rec, learners["loop"].network.w_rec):
                 sys.exit(f"{name}: the weights are not those of the loop")
-            extra = float(np.median([a[0] - b[0] for a, b in zip(rounds, times["loop"])])) / 1e3
+            extra = float(np.median([a[0] - b[0] for a, b in zip(rounds, times["loop"], strict=True)])) / 1e3
             row = {"n_rec": n, "face": name, "us": float(np.median(rounds)) / 1e3, "extra_us": extra}
             row["over_loop"] = common.ratio(times, name, "loop")
             rows.append(row)

@@ -104,8 +104,12 @@ int refused(int *line, int *got) {
     double loss;
     int labels[4] = {0, 1, 2, 0};
     void *object;
+    mpf_api older = *mpf;
     bad[1] = (float)(1e300 * 1e300);
 
+    older.mpf_size -= sizeof(void *);
+    *line = __LINE__;
+    if (!MPF_FITS(mpf) || MPF_FITS(&older)) return 1;
     REFUSED(MPF_NULL, "null", mpf->mpf_defaults(NULL, sizeof config));
     REFUSED(MPF_STRUCT, "bytes, got 8", mpf->mpf_defaults(&config, 8));
     DONE(mpf->mpf_defaults(&config, sizeof config));
@@ -191,7 +195,17 @@ int refused(int *line, int *got) {
     DONE(mpf->mpf_reset(two));
     DONE(mpf->mpf_destroy(two));
 
-    config.mpf_loss = "cross_entropy", config.mpf_update = "apply";
+    config.mpf_rule = "rflo";
+    DONE(mpf->mpf_create(&config, &one));
+    DONE(mpf->mpf_get(one, "feedback", w, 15 * sizeof(float)));
+    if (w[0] == 0 || w[14] == 0) return 1;
+    w[0] = 7;
+    DONE(mpf->mpf_set(one, "feedback", w, 15 * sizeof(float)));
+    DONE(mpf->mpf_set(one, "z", w, 5 * sizeof(float)));
+    DONE(mpf->mpf_step(one, x, sizeof x, NULL, 0, 0, y, sizeof y));
+    DONE(mpf->mpf_destroy(one));
+
+    config.mpf_rule = "modprop", config.mpf_loss = "cross_entropy", config.mpf_update = "apply";
     DONE(mpf->mpf_create(&config, &one));
     REFUSED(MPF_KIND, "a label", mpf->mpf_step(one, x, sizeof x, target, sizeof target, 1, y, sizeof y));
     REFUSED(MPF_VALUE, "class in 0..2, got 3", mpf->mpf_step_label(one, x, sizeof x, 3, 1, y, sizeof y));
