@@ -325,6 +325,7 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
     cdef Model *m
     cdef const Kernels *kernels
     cdef const char *of_step
+    cdef const char *kind
     cdef ErrorSource due
     if code != MPF_OK:
         return code
@@ -341,7 +342,8 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
         else:
             code = check(call, "signal" if source == FROM_SIGNAL else "target", aim, aim_bytes, n_steps, n_out)
         if source != FROM_SIGNAL and (source == FROM_LABEL) != (m.loss == CROSS_ENTROPY):
-            code = mpf_fail(MPF_KIND, "%s: expected %s with this learner's loss", call, "a target" if m.loss == MSE else "a label")
+            kind = "a target" if m.loss == MSE else "a label"
+            code = mpf_fail(MPF_KIND, "%s: expected %s with this learner's loss", call, kind)
     if code == MPF_OK and mask != NULL:
         code = check(call, "mask", mask, mask_bytes, n_steps, 1)
     if code == MPF_OK and y != NULL:

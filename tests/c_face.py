@@ -93,13 +93,13 @@ def python_face(update):
 
 def arrays(one):
     net, engine = one.network, one._engine
-    out = {name: w.copy() for name, w in net.weights.items()}
+    out, sources = {name: w.copy() for name, w in net.weights.items()}, N + net.n_in + 1
     if one.update == "apply":
-        sources = N + net.n_in + 1
         out |= {"grad_rec": engine.arrays["grad"][:, :sources], "grad_w_out": engine.arrays["grad_w_out"]}
         out["grad_b_out"] = engine.arrays["grad_b_out"]
     a = engine.arrays
-    return out | {"v": a["v"], "z": a["pre"][:N], "h": a["h"], "y": a["y"]}
+    now = TASK.n_steps % len(a["eps"])
+    return out | {"v": a["v"], "z": a["pre"][:N], "h": a["h"], "y": a["y"], "eps": a["eps"][now, :sources]}
 
 
 def consumer(library, update):

@@ -4,6 +4,7 @@ import ctypes
 import re
 import subprocess
 import threading
+from pathlib import Path
 
 import c_face
 import numpy as np
@@ -151,7 +152,7 @@ def test_learners_of_two_threads_do_not_disturb_each_other(library):
 
 def layout(folder):
     """Lines of the golden file as this build has them: codes, members with their offsets, signatures of the capsules."""
-    header = (TREE / "modprop_fast" / "include" / "modprop_fast.h").read_text()
+    header = Path(mf.get_include(), "modprop_fast.h").read_text()
     text = " ".join(re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL).split())
     out = {"codes": re.findall(r"^#define (MPF_\w+ [\w\".]+)", header, flags=re.MULTILINE)}
     for struct in ("mpf_config", "mpf_api"):

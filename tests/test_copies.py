@@ -47,12 +47,6 @@ def everything(one):
     return one.network.weights | {f"state.{k}": v for k, v in one.state().items()} | one._engine.snapshot()["arrays"]
 
 
-def in_a_worker(data, queue):
-    one = pickle.loads(data)
-    ys = go_on(one, 1)
-    queue.put((ys, pickle.dumps(one)))
-
-
 @pytest.mark.parametrize("name, update", [(n, u) for n in RULES for u in ("step", "apply") if (n, u) != ("chunks", "step")])
 def test_a_copy_goes_on_to_the_same_bits(name, update):
     one = learner(RULES[name], update)
@@ -69,18 +63,16 @@ def test_a_copy_goes_on_to_the_same_bits(name, update):
             assert np.array_equal(everything(other)[key], value), key
 
 
-def test_a_copy_continues_in_a_worker_process():
+def test_worker_processes_take_learners_and_give_them_back():
     one = learner(RULES["exact"], "step", "float64")
     go_on(one, 0)
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    worker = context.Process(target=in_a_worker, args=(pickle.dumps(one), queue))
-    worker.start()
-    ys, data = queue.get(timeout=120)
-    worker.join()
-    assert np.array_equal(ys, go_on(one, 1))
-    back = pickle.loads(data)
-    assert np.array_equal(go_on(back, 2), go_on(one, 2)) and np.ptp(ys) > 0
+    xs, targets = (np.random.default_rng(1).normal(size=(30, n)) for n in (2, 3))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        back = pool.apply_async(copy.deepcopy, (one,)).get(timeout=120)
+        ys = pool.apply_async(one.run, (xs, targets)).get(timeout=120)
+    assert np.array_equal(ys, one.run(xs, targets)) and np.ptp(ys) > 0
+    assert np.array_equal(ys, back.run(xs, targets))
+    assert np.array_equal(go_on(back, 2), go_on(one, 2))
 
 
 def test_the_signs_of_uoro_continue_in_a_copy():

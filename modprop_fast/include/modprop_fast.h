@@ -102,11 +102,13 @@ typedef struct mpf_api {
     int (*mpf_defaults)(mpf_config *mpf_into, size_t mpf_bytes);
 
     /* Make a network and its learner at rest. On failure *mpf_out is NULL. Draws the weights as
-       modprop_fast.Network(..., rng=numpy.random.default_rng(seed)) does. */
+       modprop_fast.Network(..., rng=numpy.random.default_rng(seed)) does. The warning that the filter of the rule
+       does not decay is one of Python's, and is given here alone. */
     int (*mpf_create)(const mpf_config *mpf_what, mpf_learner **mpf_out);
 
     /* A handle on a modprop_fast.Learner (a PyObject *), which is kept alive, as it is, in mid-stream or not. This is how to
-       have Adam, weights from elsewhere, or a rule with arrays: make it in Python. */
+       have Adam, weights from elsewhere, or a rule with arrays: make it in Python. Steps from C are not in its `latency`,
+       updates from C are in its `iteration` after mpf_destroy. */
     int (*mpf_adopt)(void *mpf_object, mpf_learner **mpf_out);
 
     /* Give the learner up. MPF_BUSY while another thread is in it. */
@@ -147,7 +149,8 @@ typedef struct mpf_api {
        readout y (n_out,) and eligibility trace eps (n_rec + n_in (+ 1 with bias),), to be read only; with update "apply" the
        accumulated gradient grad_rec (n_rec, n_rec + n_in (+ 1)) of [w_rec | w_in | b_rec], grad_w_out and grad_b_out.
        mpf_array lists them, number 0, 1, .. until MPF_NAME; mpf_get and mpf_set copy out and in, whole arrays.
-       What is set must be finite (MPF_VALUE). After mpf_set of w_rec, mpf_reset lets the type means of the rule follow. */
+       What is set must be finite (MPF_VALUE). Both bring weights and gradient up to date first, which may change the
+       rounding of what follows. After mpf_set of w_rec, mpf_reset lets the type means of the rule follow. */
     int (*mpf_array)(mpf_learner *mpf_handle, size_t mpf_number, const char **mpf_name, size_t *mpf_bytes);
     int (*mpf_get)(mpf_learner *mpf_handle, const char *mpf_name, void *mpf_out, size_t mpf_bytes);
     int (*mpf_set)(mpf_learner *mpf_handle, const char *mpf_name, const void *mpf_values, size_t mpf_bytes);
