@@ -128,7 +128,7 @@ void simulate(const mpf_api *mpf)
             after += learner.loss() / test;
     });
     std::printf("%d steps of 64 units without the GIL, mean input %.3f; guessing zero costs 0.167\n", steps, sum / steps);
-    std::printf("error with learning off: before %.4f, after %.4f\n", before, after);
+    std::printf("error with learning off: before %.5f, after %.5f\n", before, after);
     std::printf("host step: %.3f us, with the engine: %.3f us\n", 1e6 * alone, 1e6 * both);
 }
 

@@ -60,5 +60,5 @@ axes.set(xlabel="episode", ylabel="return", title="Pendulum, learning while it b
 figure.savefig(picture := Path(__file__).with_name("returns.png"), dpi=150)
 first, last = -STEPS * costs[0], -STEPS * costs[-20:].mean()
 print(f"return of an episode: {first:.0f} in the first, {last:.1f} in the last twenty: {picture}")
-print(f"error (cost per step) with learning off, {TEST} new starts: before {before:.4f}, after {after:.4f}")
+print(f"error (cost per step) with learning off, {TEST} new starts: before {before:.5f}, after {after:.5f}")
 print(f"host step: {1e6 * alone:.1f} us, with the engine: {1e6 * took.mean():.1f} us")

@@ -111,7 +111,7 @@ for _ in range(ITERATIONS := 300):
 took = (time.perf_counter() - began) / ITERATIONS
 after, accuracy = score()
 print(f"delayed XOR, 64 units, {ITERATIONS} iterations of 32 trials: accuracy {chance:.2f} -> {accuracy:.2f}")
-print(f"error on 500 new trials: before {before:.3f}, after {after:.3f}")
+print(f"error on 500 new trials: before {before:.5f}, after {after:.5f}")
 began = time.perf_counter()
 for _ in range(20):
     iterate(plain)
