@@ -335,6 +335,7 @@ class Learner:
         From four trials on, and if memory allows, several go through W together.  That, and nothing else,
         changes the order of additions: so it does not depend on the number of threads.
         """
+        self.network.settle()
         n_trials, state = len(inputs), 4 * self.network.n_rec**2 * (self._plan.rank + 1)
         fit = min(MAX_TOGETHER, _STATE_BYTES // state)
         alone = mode == "offline" or min(n_trials, fit) < 4

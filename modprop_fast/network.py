@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Mapping
 
 import numpy as np
@@ -90,15 +91,26 @@ class Network:
         if bias:
             shapes["b_rec"] = (self.n_rec,)
         self._stamp = np.zeros(1, np.int64)
+        self._engines = weakref.WeakSet()
         self._weights = aligned(shapes, self.dtype)
         if init != "zeros":
             self._draw(init, gain, checks.generator("rng", rng))
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """The arrays by name; whoever asks may write into them, which the stamp tells the engines."""
+        """The arrays by name, up to date; whoever asks may write into them, which the stamp tells the engines."""
+        self.settle()
         self._stamp[0] += 1
         return self._weights
+
+    def settle(self):
+        """Have every engine that learns these weights online write what it has put off; asking for a weight does the same."""
+        for engine in self._engines:
+            engine.settle()
+
+    def settled_by(self, engine):
+        """An engine that may put off its writes, for as long as it lives."""
+        self._engines.add(engine)
 
     @property
     def n_types(self) -> int:

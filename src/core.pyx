@@ -18,6 +18,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
+    WINDOW_DEFERRED = 8
     WINDOW = 16
 
 MAX_WINDOW = SLOTS - 1
@@ -116,7 +117,10 @@ cdef class Engine:
     cdef long long *stamp  # of the network: changes whenever somebody may write into its weights
     cdef long long seen
     cdef PyObject *w_rec
+    cdef PyObject *w_in
+    cdef PyObject *b_rec
     cdef PyObject *block
+    cdef object __weakref__
     cdef Py_ssize_t n_weights
     cdef char format
     cdef bint busy, streams
@@ -158,11 +162,20 @@ cdef class Engine:
         if plan.taps is not None:
             m.n_taps, m.fixed_taps, m.window, m.n_groups = len(plan.taps), plan.taps.ndim > 1, 1, 1
         m.one_tap, m.running = plan.one_tap, plan.hbar is not None
+        m.may_defer = online and network.sign is None and network.mask is None and plan.taps is None and m.n_rec >= LANES
+        if m.may_defer:
+            m.window = m.n_groups = WINDOW_DEFERRED
         self._bind_weights()
         self._lay_out()
         self._allocate()
         self._set_modulation()
         self.reset()
+        if m.may_defer:
+            network.settled_by(self)
+
+    def __del__(self):
+        if self.m.deferred:
+            self.settle()
 
     cdef _bind_weights(self):
         cdef Model *m = &self.m
@@ -173,7 +186,9 @@ cdef class Engine:
         m.sign = address(self.network.sign)
         m.feedback = address(self.feedback)
         self.stamp = <long long *>address(self.network._stamp)
-        self.w_rec, self.block = <PyObject *>weights["w_rec"], <PyObject *>weights["w_rec"].base
+        self.w_rec, self.w_in = <PyObject *>weights["w_rec"], <PyObject *>weights["w_in"]
+        self.b_rec = <PyObject *>weights["b_rec"] if "b_rec" in weights else NULL
+        self.block = <PyObject *>weights["w_rec"].base
         self.n_weights = len(weights)
 
     cdef _lay_out(self):
@@ -194,9 +209,13 @@ cdef class Engine:
             "drive_class": place if low_rank else types,
             "since": np.zeros(S, np.intp),
             "erred": np.zeros(S, np.uint8),
-            "terms": np.zeros(S + C + 1, np.uintp),
+            "terms": np.zeros((S + 1) * max(C, 1) + C, np.uintp),
+            "type_ends": (ROWS * np.cumsum(list(map(len, full)))).astype(np.intc),
             "awake": np.zeros(unit.size, np.uint64),
-        } | aligned({"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r)}, np.float64)
+        } | aligned(
+            {"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r), "type_sums": (r, r), "trace_sums": (r, r, r), "step_sums": (8, r)},
+            np.float64,
+        )
         m.n_blocks = len(unit)
         m.n_drive = unit.size if low_rank else r
         m.place = <int *>address(place)
@@ -207,6 +226,8 @@ cdef class Engine:
         m.awake = <unsigned long long *>address(c["awake"])
         m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
         m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
+        m.type_sums, m.trace_sums = <double *>address(c["type_sums"]), <double *>address(c["trace_sums"])
+        m.step_sums, m.type_ends = <double *>address(c["step_sums"]), <int *>address(c["type_ends"])
 
     cdef _allocate(self):
         """Every array that a step touches, in one block of memory."""
@@ -224,11 +245,13 @@ cdef class Engine:
                 "traces": (blocks, Q // LANES, r, ROWS, LANES), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
-                "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
+                "class_rows": (S * mean, C, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
+                "pending": (S * m.may_defer, P), "carried": (S * m.may_defer, r), "eps_placed": (S * m.may_defer, P),
+                "own_rows": (P,), "own": (P,), "placed": (P,), "eps_dots": (2, S + ROWS, max(C, 1)),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (C, P), "self_drive": (2, C),
@@ -249,6 +272,8 @@ cdef class Engine:
         m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
         m.keep, m.factor, m.h_sum = address(a["keep"]), address(a["factor"]), address(a["h_sum"])
         m.sources = address(a["sources"])
+        m.pending, m.carried, m.eps_placed = address(a["pending"]), address(a["carried"]), address(a["eps_placed"])
+        m.own_rows, m.own, m.placed, m.eps_dots = address(a["own_rows"]), address(a["own"]), address(a["placed"]), address(a["eps_dots"])
         a["pick"][LANES:] = 1
         a["pick"][2 * LANES] = 0
         if masked:
@@ -355,8 +380,9 @@ cdef class Engine:
         self.kernels.reset(&self.m)
 
     def settle(self):
-        """Complete the accumulated gradient, which lags behind by up to `window` steps."""
-        self.kernels.settle(&self.m)
+        """Write what lags behind: the accumulated gradient, or updates that have been felt but not written."""
+        if not self.busy:  # in another thread: it settles when it is done
+            self.kernels.settle(&self.m)
 
     def clear(self):
         """Accumulated gradient to zero."""
@@ -452,23 +478,38 @@ cdef class Engine:
         except TypeError:
             raise TypeError(f"target: expected a class, an integer in 0..{self.m.n_out - 1}, got {describe(target)}") from None
 
-    cdef inline void _notice_writes(self):
-        """W z of this step may be at hand from the last one: not if somebody may have written into W since.
+    cdef inline int _notice_writes(self) except -1:
+        """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
 
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
-        the array or a part of it is seen in the reference counts.
+        an array or a part of one is seen in the reference counts.
         """
-        if self.m.ahead and (not MPF_COUNTS_TELL or self.stamp[0] != self.seen or Py_REFCNT(self.w_rec) > 1
-                             or Py_REFCNT(self.block) > self.n_weights):
-            self.m.ahead = False
+        cdef Model *m = &self.m
+        cdef bint held = self._held()
+        if held or self.stamp[0] != self.seen:
+            m.ahead = m.counted = False
+            if self.stamp[0] != self.seen:
+                self.network.settle()  # of other learners
+                self.seen = self.stamp[0]
+        if (m.may_defer and m.online and not held) != m.deferred:
+            self.kernels.settle(m)
+            m.deferred, m.counted, m.ahead = not m.deferred, False, False
+        return 0
+
+    cdef inline bint _held(self):
+        return (not MPF_COUNTS_TELL or Py_REFCNT(self.w_rec) > 1 or Py_REFCNT(self.w_in) > 1
+                or (self.b_rec != NULL and Py_REFCNT(self.b_rec) > 1) or Py_REFCNT(self.block) > self.n_weights)
 
     def forget_ahead(self):
         """Somebody has written into W by an address that the reference counts do not show."""
-        self.m.ahead = False
+        self.m.ahead = self.m.counted = False
 
-    cdef inline void _tell_writes(self):
+    cdef inline int _tell_writes(self) except -1:
+        if self.m.deferred and (self.stamp[0] != self.seen or self._held()):  # by another thread, meanwhile
+            self.kernels.settle(&self.m)
         self.stamp[0] += 1
         self.seen = self.stamp[0]
+        return 0
 
     def run(self, xs, target, label, mask, bint learn, ys=None, Py_ssize_t chunk=0):
         """`step` over checked arrays: xs (T, n_in), target (T, n_out) or label (T,), mask (T,); None where absent.
@@ -504,7 +545,7 @@ cdef class Engine:
         """Between two steps, from descending at once to adding up, or back."""
         cdef Model *m = &self.m
         self.kernels.settle(m)
-        m.online = not on
+        m.online, m.deferred = not on, False
         m.follows = not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps
         if on and not len(self.arrays["grad"]):
             self.arrays |= aligned({"grad": (m.n_rec, m.stride), "grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)

@@ -176,7 +176,7 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
 
 cdef void advance_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, const real *_) noexcept nogil:
     """Bring the traces of four units over the last steps; a step at which a unit was at rest, h = 0, added nothing."""
-    cdef Py_ssize_t r = m.rank, first = block * ROWS, n, i
+    cdef Py_ssize_t r = m.rank, first = block * ROWS, n, i, a
     cdef unsigned int steps = <unsigned int>((<long long>1 << n_steps) - 1)
     cdef void *eps[SLOTS]
     cdef void *h[SLOTS]
@@ -191,6 +191,8 @@ cdef void advance_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint hel
         if m.unit[first + i] >= 0:
             tile.drive = <real *>m.power_drive + r * m.n_drive + m.drive_class[m.unit[first + i]]
             advance(&tile, i, <unsigned int>(m.awake[first + i] >> 1) & steps, _)
+            for a in range(0 if m.autapses else r):  # no synapse is there
+                (<real *>tile.traces)[((m.unit[first + i] // LANES * r + a) * ROWS + i) * LANES + m.unit[first + i] % LANES] = 0
 
 
 cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) noexcept nogil:
@@ -256,7 +258,7 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
             tile.keep = m.keep_rows + block * ROWS
         if m.trace == TRACE_MEAN:
             own_terms(m, block, 1, coef)
-            tile.n_terms = class_terms(m, block, 1, <real *>m.class_rows, coef)
+            tile.n_terms = class_terms(m, block, 1, <real *>m.class_rows + slot(m, m.t) * m.n_class * m.stride, coef)
         if sums != NULL:
             tile.sums = sums + m.block_type[block] * m.n_rec
         if m.trace != TRACE_NONE or c[0] != 0 or c[1] != 0 or c[2] != 0 or c[3] != 0:
@@ -299,7 +301,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef const real *taken = kept + C
     cdef real *l
     cdef real *own
-    cdef real *rows = <real *>m.class_rows
+    cdef real *rows = <real *>m.class_rows + slot(m, m.t) * C * Q
     cdef real *dummy = <real *>m.dummy
     cdef void *terms[2]
     cdef void *h[2]
@@ -308,8 +310,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     tile.K, tile.held, tile.terms, tile.h, tile.out = m.K, True, terms, h, four
     tile.drive_step, tile.drive_apart = 0, 1
     h[0] = h[1] = <real *>m.pick + LANES  # ones
-    if learn:
-        memset(rows, 0, C * Q * sizeof(real))
+    memset(rows, 0, C * Q * sizeof(real))
     for c in range(C):
         tile.traces = G + c // ROWS * ROWS * r * Q
         terms[0] = <void *>eps_before
@@ -408,6 +409,13 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
         return
     for group in range(m.n_groups):
         n_steps = max(n_steps, m.t - m.since[group])
+    if m.deferred:
+        if m.trace == TRACE_EXACT and m.follows:
+            filter_powers(m, n_steps, <real *>m.power_K)
+        for group in range(m.n_groups):
+            if m.since[group] < m.t:
+                write_group(m, group, coef)
+        return
     if n_steps:
         if m.trace == TRACE_EXACT:
             if m.follows:
@@ -470,13 +478,25 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
             filter_powers(m, n_steps, <real *>m.power_K)
         if learn:
             carry_back(m, n_steps, <real *>m.back)
+    m.updates += learn
+    refresh = learn and m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
+    if m.deferred:
+        defer(m, n_steps, learn, <real *>m.back + SLOTS * r)
+        if m.type != NULL and m.refresh_every > 0:
+            follow_sums(m, learn, <real *>m.old)
+        write_group(m, due, coef)
+        if refresh:
+            means_of_types(m)
+            derive_filter(m, <real *>m.K)
+        if learn and m.updates % STOCK_EVERY == 0:
+            m.counted = False
+        return
+    m.counted = False
     if not learn:
         settle_group(m, due, coef)
         return
 
-    m.updates += 1
     line_up(<real *>m.edge, <const real *>m.pre, n)
-    refresh = m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
     if refresh:
         memset(m.column_sums, 0, r * n * sizeof(real))
     gradient_terms(m, n_steps if exact or m.trace == TRACE_TAPS else 0, 0, 1, coef)
