@@ -4,6 +4,7 @@ import platform
 import sys
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -16,7 +17,13 @@ if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
     ISA_FLAGS["v3"] = ["-march=x86-64-v3"]
     ISA_FLAGS["v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 
-extensions = [Extension("modprop_fast.core", ["src/core.pyx"], extra_compile_args=FLAGS)] + [
+extensions = [Extension(
+    "modprop_fast.core",
+    ["src/core.pyx"],
+    include_dirs=[numpy.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+    extra_compile_args=FLAGS,
+)] + [
     Extension(
         f"modprop_fast._kernels_{isa}",
         [f"src/kernels_{isa}.pyx"],

@@ -168,7 +168,10 @@ class Learner:
         return ys
 
     def weights_changed(self):
-        """For a program that wrote into the recurrent weights through a bare address, which nothing else can notice."""
+        """For a program that wrote into the weights through a bare address, which nothing else can notice.
+
+        Before it reads or writes there it calls `Network.settle`: updates may not have been written yet.
+        """
         self._engine.forget_ahead()
 
     def reset(self):

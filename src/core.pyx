@@ -9,16 +9,20 @@ import numpy as np
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
 from cpython.ref cimport PyObject
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from model cimport *
+
+cimport numpy as cnp
+
+cnp.import_array()
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *)
 
 cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
-    WINDOW_DEFERRED = 8
+    WINDOW_DEFERRED = 8  # of less than 256 units; of more, WINDOW
     WINDOW = 16
 
 MAX_WINDOW = SLOTS - 1
@@ -111,7 +115,7 @@ cdef class Engine:
 
     cdef Model m
     cdef const Kernels *kernels
-    cdef object network, plan, feedback, copy_y
+    cdef object network, plan, feedback
     cdef readonly dict arrays  # state, scratch and gradient by name
     cdef dict constants  # of other dtypes
     cdef long long *stamp  # of the network: changes whenever somebody may write into its weights
@@ -123,6 +127,7 @@ cdef class Engine:
     cdef object __weakref__
     cdef Py_ssize_t n_weights
     cdef char format
+    cdef int type_number
     cdef bint busy, streams
     cdef readonly Latency latency
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
@@ -138,7 +143,7 @@ cdef class Engine:
         cdef bint double_precision = network.dtype == np.float64
         cdef size_t tables = import_module(f"modprop_fast._kernels_{isa()}").table()
         self.kernels = <const Kernels *>tables + double_precision
-        self.format = b"d" if double_precision else b"f"
+        self.format, self.type_number = b"d" if double_precision else b"f", network.dtype.num
 
         m.n_in, m.n_rec, m.n_out = network.n_in, network.n_rec, network.n_out
         m.rank = plan.rank
@@ -162,9 +167,9 @@ cdef class Engine:
         if plan.taps is not None:
             m.n_taps, m.fixed_taps, m.window, m.n_groups = len(plan.taps), plan.taps.ndim > 1, 1, 1
         m.one_tap, m.running = plan.one_tap, plan.hbar is not None
-        m.may_defer = online and network.sign is None and network.mask is None and plan.taps is None and m.n_rec >= LANES
+        m.may_defer = online and m.trace == TRACE_EXACT and network.sign is None and network.mask is None and m.n_rec >= LANES
         if m.may_defer:
-            m.window = m.n_groups = WINDOW_DEFERRED
+            m.window = m.n_groups = WINDOW_DEFERRED if m.n_rec < 256 else WINDOW
         self._bind_weights()
         self._lay_out()
         self._allocate()
@@ -209,7 +214,7 @@ cdef class Engine:
             "drive_class": place if low_rank else types,
             "since": np.zeros(S, np.intp),
             "erred": np.zeros(S, np.uint8),
-            "terms": np.zeros((S + 1) * max(C, 1) + C, np.uintp),
+            "terms": np.zeros(S + C + 1, np.uintp),
             "type_ends": (ROWS * np.cumsum(list(map(len, full)))).astype(np.intc),
             "awake": np.zeros(unit.size, np.uint64),
         } | aligned(
@@ -245,20 +250,20 @@ cdef class Engine:
                 "traces": (blocks, Q // LANES, r, ROWS, LANES), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
-                "class_rows": (S * mean, C, Q), "class_sums": (C * mean, Q),
+                "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
                 "pending": (S * m.may_defer, P), "carried": (S * m.may_defer, r), "eps_placed": (S * m.may_defer, P),
-                "own_rows": (P,), "own": (P,), "placed": (P,), "eps_dots": (2, S + ROWS, max(C, 1)),
+                "own": (P,), "placed": (P,), "eps_dots": (S + ROWS,),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (C, P), "self_drive": (2, C),
             },
             self.network.dtype,
         )  # fmt: skip
-        self.y, self.copy_y = a["y"], a["y"].copy
+        self.y = a["y"]
         m.pre, m.v, m.h, m.eps = address(a["pre"]), address(a["v"]), address(a["h"]), address(a["eps"])
         m.h_past, m.local, m.modulator = address(a["h_past"]), address(a["local"]), address(a["modulator"])
         m.membership, m.edge = address(a["membership"]), address(a["edge"])
@@ -273,7 +278,7 @@ cdef class Engine:
         m.keep, m.factor, m.h_sum = address(a["keep"]), address(a["factor"]), address(a["h_sum"])
         m.sources = address(a["sources"])
         m.pending, m.carried, m.eps_placed = address(a["pending"]), address(a["carried"]), address(a["eps_placed"])
-        m.own_rows, m.own, m.placed, m.eps_dots = address(a["own_rows"]), address(a["own"]), address(a["placed"]), address(a["eps_dots"])
+        m.own, m.placed, m.eps_dots = address(a["own"]), address(a["placed"]), address(a["eps_dots"])
         a["pick"][LANES:] = 1
         a["pick"][2 * LANES] = 0
         if masked:
@@ -396,8 +401,13 @@ cdef class Engine:
             raise ValueError(f"{call}: {self.plan.offline_because}; use gradient(mode='offline') or fit_trials")
 
     cdef int _acquire(self, Py_buffer *view, value, str name, Py_ssize_t n) except -1:
-        """A (n,) C-contiguous buffer of the network's dtype, or one sentence."""
+        """A (n,) C-contiguous buffer of the network's dtype, or one sentence.  An array is looked at, not asked: it is quicker."""
         cdef bint held = False
+        if (cnp.PyArray_CheckExact(value) and cnp.PyArray_TYPE(value) == self.type_number and cnp.PyArray_NDIM(value) == 1
+                and cnp.PyArray_DIM(value, 0) == n and cnp.PyArray_ISCARRAY_RO(value)):
+            memset(view, 0, sizeof(Py_buffer))  # without an owner there is nothing to release
+            view.buf = cnp.PyArray_DATA(value)
+            return 0
         try:
             PyObject_GetBuffer(value, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
             held = True
@@ -467,7 +477,9 @@ cdef class Engine:
             raise FloatingPointError(f"step: expected a finite readout, got {self.y}; the weights were left as they were")
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
-        y = self.copy_y()
+        cdef cnp.npy_intp n_out = self.m.n_out
+        y = cnp.PyArray_EMPTY(1, &n_out, self.type_number, 0)
+        memcpy(cnp.PyArray_DATA(y), self.m.y, cnp.PyArray_NBYTES(y))
         if self.latency.on:
             self.latency.note(mpf_now() - began)
         return y

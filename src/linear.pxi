@@ -38,10 +38,10 @@ cdef extern from *:
           return a[0] + a[1];
       }
       #define mpf_prefetch(address) __builtin_prefetch(address)
-      #define mpf_lowest(bits) __builtin_ctz(bits)
+      #define mpf_lowest(bits) __builtin_ctzll(bits)
     #else
       #define mpf_prefetch(address)
-      static int mpf_lowest(unsigned int bits) { int n = 0; while (!(bits >> n & 1)) n++; return n; }
+      static int mpf_lowest(unsigned long long bits) { int n = 0; while (!(bits >> n & 1)) n++; return n; }
       #define MPF_LANES(type) 1
       static float mpf_fold_f32(const float *s) {
           return (((s[0] + s[8]) + (s[4] + s[12])) + ((s[2] + s[10]) + (s[6] + s[14]))) +
@@ -64,7 +64,7 @@ cdef extern from *:
     f64v spread_f64 "mpf_spread_f64" (double c) noexcept nogil
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
-    int lowest "mpf_lowest" (unsigned int bits) noexcept nogil  # place of the lowest bit that is set
+    int lowest "mpf_lowest" (unsigned long long bits) noexcept nogil  # place of the lowest bit that is set
     void prefetch "mpf_prefetch" (const void *address) noexcept nogil
     float fold_f32 "mpf_fold_f32" (const float *s) noexcept nogil  # sum of 16 lanes, by halves
     double fold_f64 "mpf_fold_f64" (const double *s) noexcept nogil  # of 8

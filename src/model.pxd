@@ -51,7 +51,7 @@ ctypedef struct Model:
     bint online               # update the weights at every step with an error (SGD), else add up a gradient
     bint follows              # the type means follow the weights within a stream: the filter changes in time
     bint ahead                # `current` holds W z of the step to come
-    bint may_defer            # online, and no constraint on single weights: updates may be written later, see pending.pxi
+    bint may_defer            # `exact`, online, and no constraint on single weights: updates may be written later, see pending.pxi
     bint deferred             # they are
     bint counted              # the sums over types are those of W and of the traces
     Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
@@ -130,11 +130,10 @@ ctypedef struct Model:
     void *pending             # (S, P) ring: what each eps is to be multiplied with
     void *carried             # (n_groups, r) and the traces
     void *eps_placed          # (S, P) ring of eps by place, its diagonal
-    void *own_rows            # (P,) the diagonal of what `mean` adds
     void *own                 # (P,) scratch
     void *placed              # (P,) the same
-    void *eps_dots            # scratch: products of eps (and rows of classes) with s_t, and their sums
-    int *type_ends            # (r,) places before which those of a type end
+    void *eps_dots            # scratch: products of each eps with s_t
+    int *type_ends            # (r,) places before which those of a type end, where there are types
     double *type_sums         # (r, r) [post, pre] sums of W over types
     double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces
     double *step_sums         # (8, r) see `sum_step`
@@ -145,7 +144,7 @@ ctypedef struct Model:
     void *y                   # (n_out,)
     void *error               # (n_out,) dE/dy
     void *signal              # (N,) L = dE/dz
-    void *class_rows          # (S, C, Q) ring: sum_a m[a] traces[c, a, :]
+    void *class_rows          # (C, Q) sum_a m[a] traces[c, a, :]
     void *class_sums          # (C, Q) their sum over the steps since the gradient was last complete
     void *power_K             # (S, r, r) K_t .. K_{t-n+1}: what n steps make of a trace
     void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now

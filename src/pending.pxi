@@ -7,10 +7,24 @@
 #
 # where c (r numbers for all units of a group) and A (one number a step) sum what carry_back gives for each error.
 # So a step reads W and R once, adds a few products of vectors, and writes nothing of that size; every step brings
-# one group up to date, in turn, by one update of rank `window`.  The `mean` factor adds rows that units share.
+# one group up to date, in turn, by one update of rank `window`.
 #
-# It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.
+# It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.  It
+# is for `exact`, whose traces are what a step mostly reads and writes; e-prop and `mean` are quicker with one pass over W.
 # The type means of W follow their own recursion, from sums over types of R, h and eps, without a look at W.
+
+
+cdef enum:
+    TERMS = 6     # that `write_row` adds in one pass over a unit's weights and traces
+    MOST_TERMS = SLOTS + 1
+    STRETCH = 24  # lines of a row of weights and traces
+
+ctypedef struct Terms:
+    Py_ssize_t n
+    void *rows[MOST_TERMS]
+    void *w       # (n,) what each row counts for in W
+    void *r0      # and in the traces of either modulator
+    void *r1
 
 
 cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t rank) noexcept nogil:
@@ -89,19 +103,13 @@ cdef void dot_terms(Model *m, real *out, void **rows, Py_ssize_t n_rows) noexcep
         j += ROWS
 
 
-cdef inline Py_ssize_t end_of_type(Model *m, Py_ssize_t c) noexcept nogil:
-    """Places before which those of type c end; all, where there are no types."""
-    return m.type_ends[c] if m.type != NULL else m.n_blocks * ROWS
-
-
 cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     """current = (W with all that is pending) s_t, for the step to come: m.t is still that of the last."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, C = m.n_class, Q = m.stride, group = 0, block, n, c, i, first, age
-    cdef Py_ssize_t n_ages = min(m.window, m.t) + 1, kinds = C if m.self_traces != NULL else 1
-    cdef bint pending = m.t < m.owed_until, exact = m.trace == TRACE_EXACT, mean = m.trace == TRACE_MEAN
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, Q = m.stride, group = 0, block, n, i
+    cdef Py_ssize_t n_ages = min(m.window, m.t) + 1
+    cdef bint pending = m.t < m.owed_until
     cdef real *own = <real *>m.own
     cdef real *dots = <real *>m.eps_dots
-    cdef real *total = dots + (SLOTS + ROWS) * max(C, 1)
     cdef const real *z = <const real *>m.pre
     cdef const real *a
     cdef const real *e
@@ -112,49 +120,21 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     line_up(<real *>m.edge, z, m.n_rec)
     for block in range(m.n_blocks):
         tile.out = m.w_rows + block * ROWS
-        if exact:
-            tile.rank = r if pending and m.since[group] else 0
-            tile.carry = <real *>m.carried + group * r
-            tile.traces = <real *>m.traces + block * ROWS * r * Q
-            group = group + 1 if group + 1 < m.n_groups else 0
+        tile.rank = r if pending and m.since[group] else 0
+        tile.carry = <real *>m.carried + group * r
+        tile.traces = <real *>m.traces + block * ROWS * r * Q
+        group = group + 1 if group + 1 < m.n_groups else 0
         foresee(placed + block * ROWS, &tile, <real *>m.edge)
-    memcpy(own, m.own_rows, P * sizeof(real))
+    memset(own, 0, P * sizeof(real))
     if pending:
         for n in range(n_ages):
-            for c in range(kinds):
-                m.terms[n * kinds + c] = <real *>(m.eps if m.self_traces == NULL else m.class_eps) + (slot(m, m.t - n) * kinds + c) * Q
-        dot_terms(m, dots, m.terms, n_ages * kinds)
+            m.terms[n] = <real *>m.eps + slot(m, m.t - n) * Q
+        dot_terms(m, dots, m.terms, n_ages)
         for n in range(n_ages):
-            a, e = <real *>m.pending + slot(m, m.t - n) * P, <real *>m.eps_placed + slot(m, m.t - n) * P
-            first = 0
-            for c in range(kinds):
-                dot = dots[n * kinds + c]
-                for i in range(first, P if kinds == 1 else end_of_type(m, c)):
-                    placed[i] -= a[i] * dot
-                    own[i] += a[i] * e[i]
-                first = end_of_type(m, c)
-    if pending and mean:
-        for n in range(n_ages):
-            for c in range(C):
-                m.terms[n * C + c] = <real *>m.class_rows + (slot(m, m.t - n) * C + c) * Q
-        dot_terms(m, dots, m.terms, n_ages * C)
-        memset(total, 0, C * sizeof(real))
-        for n in range(n_ages):  # total[n]: of the last n steps
-            for c in range(C):
-                total[(n + 1) * C + c] = total[n * C + c] + dots[n * C + c]
-        group = 0
-        for block in range(m.n_blocks):
-            age = m.t - m.since[group]
-            group = group + 1 if group + 1 < m.n_groups else 0
-            for c in range(C):
-                if m.type == NULL:
-                    a = <real *>m.readout + c * P
-                elif c == m.block_type[block]:
-                    a = <real *>m.factor
-                else:
-                    continue
-                for i in range(block * ROWS, block * ROWS + ROWS):
-                    placed[i] -= a[i] * total[age * C + c]
+            a, e, dot = <real *>m.pending + slot(m, m.t - n) * P, <real *>m.eps_placed + slot(m, m.t - n) * P, dots[n]
+            for i in range(P):
+                placed[i] -= a[i] * dot
+                own[i] += a[i] * e[i]
     for i in range(P):
         p = m.unit[i]
         if p >= 0:
@@ -166,34 +146,20 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
 cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept nogil:
     """What this step's error says of the weights is added to what is pending; `n_steps`: the most that a group
     lags behind, `carry`: of `carry_back`."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, C = m.n_class, Q = m.stride, s = slot(m, m.t), n, c, i, a, group, first, end
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, s = slot(m, m.t), n, c, i, a, group, first, end
     cdef real *eps_placed = <real *>m.eps_placed + s * P
     cdef real *A = <real *>m.pending + s * P
-    cdef real *own_rows = <real *>m.own_rows
     cdef const real *onto
     cdef const real *h
-    cdef const real *row = <real *>m.eps + s * Q
+    cdef const real *eps = <real *>m.eps + s * m.stride
     cdef real *carried
-    cdef int p
     for i in range(P):
-        p = m.unit[i]
-        if p >= 0:
-            if m.self_traces != NULL:
-                row = <real *>m.class_eps + (s * C + m.type[p]) * Q
-            eps_placed[i] = row[p]
+        if m.unit[i] >= 0:
+            eps_placed[i] = eps[m.unit[i]]
     if not learn:
         return
     m.owed_until = m.t + m.n_groups
     memcpy(A, <real *>m.local + s * P, P * sizeof(real))
-    if m.trace == TRACE_MEAN:
-        row = <real *>m.class_rows + s * C * Q
-        for c in range(C):
-            for i in range(P):
-                p = m.unit[i]
-                if p >= 0 and (m.type == NULL or m.type[p] == c):
-                    own_rows[i] += ((<real *>m.factor)[i] if m.type != NULL else (<real *>m.readout)[c * P + i]) * row[c * Q + p]
-    if m.trace != TRACE_EXACT:
-        return
     for group in range(m.n_groups):
         carried = <real *>m.carried + group * r
         n = m.t - m.since[group]
@@ -213,56 +179,192 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept 
             first = end
 
 
+cdef inline void write_line(vec *g, vec *R, const void *carry, vec c0, vec c1, vec k00, vec k01, vec k10, vec k11, const vec *cw, const vec *r0, const vec *r1,
+                            const vec **rows, Py_ssize_t count, Py_ssize_t rank, bint mix, Py_ssize_t q) noexcept nogil:
+    """One vector of `write_body`: g, and R in its place."""
+    cdef Py_ssize_t apart = ROWS * per_line(R), j
+    cdef vec x, y, s, t, sum = spread(R, &ZERO, 0)
+    if rank > 2:
+        for j in range(rank if mix else 0):
+            sum += spread(R, carry, j) * R[j * apart]
+    elif rank:
+        x = s = R[0]
+        if rank == 2:
+            y = t = R[apart]
+        if mix:
+            sum, s = c0 * x, k00 * x
+            if rank == 2:
+                sum, s, t = sum + c1 * y, s + k01 * y, k10 * x + k11 * y
+    for j in range(count):
+        x = rows[j][q]
+        sum += cw[j] * x
+        if rank == 1 or rank == 2:
+            s += r0[j] * x
+        if rank == 2:
+            t += r1[j] * x
+    if rank == 1 or rank == 2:
+        R[0] = s
+        if rank == 2:
+            R[apart] = t
+    g[0] = sum
+
+
+cdef inline void write_body(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end,
+                            Py_ssize_t first, Py_ssize_t count, Py_ssize_t rank, bint mix) noexcept nogil:
+    """Row i of W and its traces from line to line by `count` terms from `first` on, and with `mix` by what the traces were.
+
+    Of more than two modulators the traces are read only: each new one needs all the old ones.
+    """
+    cdef Py_ssize_t of = per_line(kind), n_lines = tile.n // LANES, n_all = tile.stride // LANES, line, k, j, q = begin * of
+    cdef vec *R = <vec *>tile.traces + (begin * rank * ROWS + i) * of
+    cdef vec *w = <vec *>tile.out[i]
+    cdef vec *tail = <vec *>tile.tail + (i * (n_all + 1) + 1 + max(begin - n_lines, 0)) * of
+    cdef const vec *rows[TERMS]
+    cdef vec cw[TERMS]
+    cdef vec r0[TERMS]
+    cdef vec r1[TERMS]
+    cdef vec g, zero = spread(kind, &ZERO, 0), c0 = zero, c1 = zero, k00 = zero, k01 = zero, k10 = zero, k11 = zero
+    if (rank == 1 or rank == 2) and mix:
+        c0, k00 = spread(kind, tile.carry, 0), spread(kind, tile.K, 0)
+        if rank == 2:
+            c1, k01, k10, k11 = spread(kind, tile.carry, 1), spread(kind, tile.K, 1), spread(kind, tile.K, 2), spread(kind, tile.K, 3)
+    for j in range(count):
+        rows[j], cw[j] = <const vec *>terms.rows[first + j], spread(kind, terms.w, first + j)
+        if rank == 1 or rank == 2:
+            r0[j] = spread(kind, terms.r0, first + j)
+        if rank == 2:
+            r1[j] = spread(kind, terms.r1, first + j)
+    for line in range(begin, min(end, n_lines)):
+        for k in range(of):
+            write_line(&g, R + k, tile.carry, c0, c1, k00, k01, k10, k11, cw, r0, r1, rows, count, rank, mix, q)
+            w[q] -= g
+            q += 1
+        R += rank * ROWS * of
+    for line in range(max(begin, n_lines), end):
+        for k in range(of):
+            write_line(&g, R + k, tile.carry, c0, c1, k00, k01, k10, k11, cw, r0, r1, rows, count, rank, mix, q)
+            tail[0] = g if mix else tail[0] + g
+            tail += 1
+            q += 1
+        R += rank * ROWS * of
+
+
+cdef inline void write_by(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end,
+                          Py_ssize_t first, Py_ssize_t rank, bint mix) noexcept nogil:
+    """`write_body`, whose number of terms is a constant to the compiler; terms are filled up by one of nothing."""
+    cdef Py_ssize_t left = terms.n - first
+    if left <= 0:
+        write_body(kind, tile, i, terms, begin, end, first, 0, rank, mix)
+    elif left <= 2:
+        write_body(kind, tile, i, terms, begin, end, first, 2, rank, mix)
+    elif left <= 4:
+        write_body(kind, tile, i, terms, begin, end, first, 4, rank, mix)
+    else:
+        write_body(kind, tile, i, terms, begin, end, first, TERMS, rank, mix)
+
+
+cdef void write_vectors(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef Py_ssize_t first = TERMS
+    if tile.rank == 1:
+        write_by(kind, tile, i, terms, begin, end, 0, 1, True)
+    elif tile.rank == 2:
+        write_by(kind, tile, i, terms, begin, end, 0, 2, True)
+    else:
+        write_body(kind, tile, i, terms, begin, end, 0, 0, tile.rank, True)
+        first = 0
+    while first < terms.n:
+        if tile.rank == 1:
+            write_by(kind, tile, i, terms, begin, end, first, 1, False)
+        elif tile.rank == 2:
+            write_by(kind, tile, i, terms, begin, end, first, 2, False)
+        else:
+            write_by(kind, tile, i, terms, begin, end, first, 0, False)
+        first += TERMS
+
+
+cdef void write_row(const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end, const real *_) noexcept nogil:
+    """From line to line: W[i] -= carry R + sum_j w[j] rows[j], of columns that are not whole LANES of W into `tail`;
+    R = K R + sum_j r[j] rows[j]."""
+    if real is float:
+        write_vectors(<const f32v *>NULL, tile, i, terms, begin, end)
+    else:
+        write_vectors(<const f64v *>NULL, tile, i, terms, begin, end)
+
+
+cdef inline void push(Terms *terms, void *row, real w, real r0, real r1) noexcept nogil:
+    terms.rows[terms.n] = row
+    (<real *>terms.w)[terms.n], (<real *>terms.r0)[terms.n], (<real *>terms.r1)[terms.n] = w, r0, r1
+    terms.n += 1
+
+
+cdef void unit_terms(Model *m, Terms *terms, Py_ssize_t i, Py_ssize_t n_steps, const real *_) noexcept nogil:
+    """What the unit at place i is owed, of every step at which it was not at rest; taken from what is pending."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, D = m.n_drive, n, s
+    cdef unsigned long long steps = m.awake[i] & ((<unsigned long long>2 << n_steps) - 1)
+    cdef const real *drive
+    cdef real *A
+    cdef real h
+    terms.n = 0
+    while steps:
+        n = lowest(steps)
+        steps &= steps - 1
+        s = slot(m, m.t - n)
+        A, h = <real *>m.pending + s * P + i, (<real *>m.h_past)[s * P + i] if n else 0
+        drive = <real *>m.power_drive + n * r * D + m.drive_class[m.unit[i]]
+        push(terms, <real *>m.eps + s * m.stride, A[0], h * drive[0] if n else 0, h * drive[D] if n and r > 1 else 0)
+        A[0] = 0
+    if terms.n:
+        push(terms, terms.rows[0], <real>0, 0, 0)  # one of nothing, for who takes an even number
+        terms.n -= 1
+
+
+cdef void write_block(Model *m, const Tile *tile, const int *unit, Py_ssize_t n_steps, real *coef) noexcept nogil:
+    """Four units: their weights, and up to two modulators' traces.  By stretches of columns, so that terms are still in
+    the first cache for the second of them."""
+    cdef Py_ssize_t i, p, a, first = 0, last, n_lines = m.stride // LANES, r = m.rank
+    cdef real own[ROWS]
+    cdef Terms terms[ROWS]
+    for i in range(ROWS):
+        terms[i].w, terms[i].r0, terms[i].r1 = coef + i * 3 * MOST_TERMS, coef + (i * 3 + 1) * MOST_TERMS, coef + (i * 3 + 2) * MOST_TERMS
+        if unit[i] >= 0:
+            unit_terms(m, &terms[i], unit - m.unit + i, n_steps, coef)
+            own[i] = (<real *>tile.out[i])[unit[i]]
+        else:
+            memset(<real *>m.tail + i * (LANES + m.stride) + LANES, 0, m.stride * sizeof(real))
+    while first < n_lines:
+        last = min(first + STRETCH, n_lines)
+        for i in range(ROWS):
+            if unit[i] >= 0:
+                write_row(tile, i, &terms[i], first, last, coef)
+        first = last
+    for i in range(ROWS if not m.autapses else 0):
+        p = unit[i]
+        if p >= 0:
+            if p < m.n_rec // LANES * LANES:
+                (<real *>tile.out[i])[p] = own[i]
+            for a in range(r if r <= 2 else 0):
+                (<real *>tile.traces)[((p // LANES * r + a) * ROWS + i) * LANES + p % LANES] = 0  # no synapse is there
+    descend_rest(m, tile, unit, <real *>NULL)
+
+
 cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     """Bring the weights and the traces of one group of blocks up to date."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, C = m.n_class, Q = m.stride, n_steps = m.t - m.since[group]
-    cdef Py_ssize_t block = group, n, i, c, n_terms, q
-    cdef bint exact = m.trace == TRACE_EXACT, owed = m.t - n_steps < m.owed_until, held = m.since[group] > 0
-    cdef real *sums = <real *>m.class_sums
-    cdef real *A
-    cdef real *R
-    cdef real *carried = <real *>m.carried + group * r
-    cdef int *unit
-    cdef Tile tile = open_tile(m, 0, carried)
-    tile.n, tile.z, tile.dots, tile.tail, tile.pick = m.n_rec, NULL, m.dots, m.tail, m.pick
-    tile.coef, tile.n_places = coef, ROWS
-    if owed and m.trace == TRACE_MEAN:
-        memcpy(sums, <real *>m.class_rows + slot(m, m.t) * C * Q, C * Q * sizeof(real))
-        for n in range(1, n_steps):
-            axpy(sums, <real>1, <real *>m.class_rows + slot(m, m.t - n) * C * Q, C * Q)
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, n_steps = m.t - m.since[group], block = group, n
+    cdef bint owed = m.t - n_steps < m.owed_until, held = m.since[group] > 0
+    cdef Tile tile = open_tile(m, r, <real *>m.carried + group * r)
+    tile.n, tile.tail, tile.K = m.n_rec, m.tail, <real *>m.power_K + n_steps * r * r
     while block < m.n_blocks:
-        unit = m.unit + block * ROWS
-        n_terms = 0
-        for n in range(n_steps + 1 if owed else 0):
-            A = <real *>m.pending + slot(m, m.t - n) * P + block * ROWS
-            if A[0] != 0 or A[1] != 0 or A[2] != 0 or A[3] != 0:
-                m.terms[n_terms] = <real *>m.eps + slot(m, m.t - n) * Q
-                if m.self_traces != NULL:
-                    m.terms[n_terms] = <real *>m.class_eps + (slot(m, m.t - n) * C + m.block_type[block]) * Q
-                for i in range(ROWS):
-                    coef[n_terms * ROWS + i] = A[i]
-                    A[i] = 0
-                n_terms += 1
-        for c in range(C if owed and m.trace == TRACE_MEAN else 0):
-            if m.type == NULL or c == m.block_type[block]:
-                m.terms[n_terms] = sums + c * Q
-                for i in range(ROWS):
-                    coef[n_terms * ROWS + i] = (<real *>m.factor)[block * ROWS + i] if m.type != NULL else (<real *>m.readout)[c * P + block * ROWS + i]
-                n_terms += 1
-        for i in range(ROWS):
-            (<real *>m.own_rows)[block * ROWS + i] = 0
-        if exact:
-            tile.rank, tile.traces = r if owed and held else 0, <real *>m.traces + block * ROWS * r * Q
-        if n_terms or tile.rank:
-            tile.out, tile.n_terms, tile.own = m.w_rows + block * ROWS, n_terms, NULL if m.autapses else unit
-            descend(&tile, coef)
-            descend_rest(m, &tile, unit, <real *>NULL)
-        if exact:
+        tile.traces, tile.out = <real *>m.traces + block * ROWS * r * m.stride, m.w_rows + block * ROWS
+        if owed:
+            if not held:
+                memset(tile.traces, 0, ROWS * r * m.stride * sizeof(real))
+            write_block(m, &tile, m.unit + block * ROWS, n_steps, coef)
+        if r > 2 or not owed:
             advance_block(m, block, n_steps, held, coef)
-            for n in range(1, n_steps + 1):
-                memset(<real *>m.h_past + slot(m, m.t - n) * P + block * ROWS, 0, ROWS * sizeof(real))
+        for n in range(1, n_steps + 1):
+            memset(<real *>m.h_past + slot(m, m.t - n) * P + block * ROWS, 0, ROWS * sizeof(real))
         block += m.n_groups
-    memset(carried, 0, r * sizeof(real))
+    memset(<real *>m.carried + group * r, 0, r * sizeof(real))
     m.since[group] = m.t
 
 
@@ -289,52 +391,31 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
 
 
 cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
-    """The sums over types of W (and of R, which obey R's own recursion) after this step."""
-    cdef Py_ssize_t r = m.rank, n = m.n_rec, Q = m.stride, s = slot(m, m.t), a, b, c, d, p
-    cdef double *W = m.type_sums
+    """The sums over types of W, and of R, which obey R's own recursion, after this step."""
+    cdef Py_ssize_t r = m.rank, a, b, c, d
     cdef double *T = m.trace_sums      # (r, r, r) [modulator, post, pre]
     cdef double *before = m.step_sums + 4 * r
+    cdef double *mixed = m.step_sums + 7 * r
     cdef const real *K = <const real *>m.K
     cdef const real *drive = <const real *>m.drive
-    cdef const real *modulator = <real *>m.modulator + s * r
-    cdef const real *row
-    cdef double change, own, e
-    cdef double *mixed = m.step_sums + 7 * r
-    cdef real out[ROWS]
-    if m.trace == TRACE_EXACT:
-        memcpy(before, m.step_sums, 3 * r * sizeof(double))
-        sum_step(m, scratch)
-        for a in range(r):
-            for b in range(r):
-                change = before[a] * before[r + b] - (before[2 * r + a] if a == b else 0)
-                for c in range(r):
-                    mixed[c] = <double>drive[a * r + c] * change
-                    for d in range(r):
-                        mixed[c] += <double>K[c * r + d] * T[(d * r + a) * r + b]
-                for c in range(r):
-                    T[(c * r + a) * r + b] = mixed[c]
-                if learn:
-                    change = modulator[a] * m.step_sums[r + b] - (m.step_sums[3 * r + a] if a == b else 0)
-                    for c in range(r):
-                        change += modulator[c] * mixed[c]
-                    W[a * r + b] -= change
-        return
-    for a in range(r if learn else 0):  # `mean`: of the row of eps, and of the row that units of the type share
-        row = <real *>m.eps + s * Q if m.self_traces == NULL else <real *>m.class_eps + (s * r + a) * Q
-        for p in range(n):
-            scratch[p] = (<real *>m.local)[s * m.n_blocks * ROWS + m.place[p]] * row[p]
-            scratch[Q + p] = (<real *>m.factor)[m.place[p]] * (<real *>m.class_rows)[(s * r + a) * Q + p]
-            scratch[2 * Q + p] = (<real *>m.factor)[m.place[p]]
-        own = 0
+    cdef const real *modulator = <real *>m.modulator + slot(m, m.t) * r
+    cdef double change
+    memcpy(before, m.step_sums, 3 * r * sizeof(double))
+    sum_step(m, scratch)
+    for a in range(r):
         for b in range(r):
-            line_up(<real *>m.edge, <real *>m.membership + b * n, n)
-            if b == a:
-                dot_rows(&out[0], scratch, scratch + Q, scratch + 2 * Q, scratch, <real *>m.membership + b * n, <real *>m.edge, n)
-                own, e = 0 if m.autapses else <double>out[0] + <double>out[1], out[2]
-        for b in range(r):
-            line_up(<real *>m.edge, <real *>m.membership + b * n, n)
-            dot_rows(&out[0], row, <real *>m.class_rows + (s * r + a) * Q, row, row, <real *>m.membership + b * n, <real *>m.edge, n)
-            W[a * r + b] -= <double>modulator[a] * out[0] + e * out[1] - (own if a == b else 0)
+            change = before[a] * before[r + b] - (before[2 * r + a] if a == b else 0)
+            for c in range(r):
+                mixed[c] = <double>drive[a * r + c] * change
+                for d in range(r):
+                    mixed[c] += <double>K[c * r + d] * T[(d * r + a) * r + b]
+            for c in range(r):
+                T[(c * r + a) * r + b] = mixed[c]
+            if learn:
+                change = modulator[a] * m.step_sums[r + b] - (m.step_sums[3 * r + a] if a == b else 0)
+                for c in range(r):
+                    change += modulator[c] * mixed[c]
+                m.type_sums[a * r + b] -= change
 
 
 cdef void take_stock(Model *m, real *scratch) noexcept nogil:
@@ -346,15 +427,13 @@ cdef void take_stock(Model *m, real *scratch) noexcept nogil:
         if s != now:
             memset(<real *>m.h_past + s * P, 0, P * sizeof(real))
     m.counted = True
-    if m.type == NULL or not m.refresh_every or not r:
+    if not m.follows:
         return
     memset(m.type_sums, 0, r * r * sizeof(double))
     for p in range(n):
         w = <real *>m.w_rec + p * n
         for q in range(n):
             m.type_sums[m.type[p] * r + m.type[q]] += w[q]
-    if m.trace != TRACE_EXACT:
-        return
     memset(m.trace_sums, 0, r * r * r * sizeof(double))
     sum_step(m, scratch)
     if m.since[0] == 0:

@@ -36,9 +36,8 @@ cdef Tile open_tile(Model *m, Py_ssize_t rank, const void *carry) noexcept nogil
 
 # ---------------------------------------------------------------- the filter over a window
 
-cdef void carry_back(Model *m, Py_ssize_t n_steps, real *lam) noexcept nogil:
-    """lam_{t-n}, K^T lam_{t-n+1} (`carry`, the latter; m_t at n = 0) and lam_{t-n+1} d, for n = 0 .. n_steps."""
-    cdef Py_ssize_t n, a, c, i, s, r = m.rank
+cdef inline void carry_by(Model *m, Py_ssize_t n_steps, real *lam, Py_ssize_t r) noexcept nogil:
+    cdef Py_ssize_t n, a, c, i, s
     cdef real *carry = lam + SLOTS * r
     cdef real *onto = <real *>m.back_drive
     cdef const real *K
@@ -70,9 +69,16 @@ cdef void carry_back(Model *m, Py_ssize_t n_steps, real *lam) noexcept nogil:
             onto[(n + 1) * m.n_drive + i] = total
 
 
-cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
-    """P(t - n, t) and P(t - n + 1, t) d_{t-n+1} for n = 1 .. n_steps."""
-    cdef Py_ssize_t n, a, b, c, i, s, r = m.rank
+cdef void carry_back(Model *m, Py_ssize_t n_steps, real *lam) noexcept nogil:
+    """lam_{t-n}, K^T lam_{t-n+1} (`carry`, the latter; m_t at n = 0) and lam_{t-n+1} d, for n = 0 .. n_steps."""
+    if m.rank == 2:  # a constant to the compiler: in small networks it shows
+        carry_by(m, n_steps, lam, 2)
+    else:
+        carry_by(m, n_steps, lam, m.rank)
+
+
+cdef inline void powers_by(Model *m, Py_ssize_t n_steps, real *P, Py_ssize_t r) noexcept nogil:
+    cdef Py_ssize_t n, a, b, c, i, s
     cdef real *D = <real *>m.power_drive
     cdef const real *K
     cdef const real *d
@@ -96,6 +102,14 @@ cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
                 for c in range(r):
                     total += P[((n - 1) * r + a) * r + c] * K[c * r + b]
                 P[(n * r + a) * r + b] = total
+
+
+cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
+    """P(t - n, t) and P(t - n + 1, t) d_{t-n+1} for n = 1 .. n_steps."""
+    if m.rank == 2:
+        powers_by(m, n_steps, P, 2)
+    else:
+        powers_by(m, n_steps, P, m.rank)
 
 
 cdef Py_ssize_t tap_back(Model *m, const real *modulator) noexcept nogil:
@@ -258,7 +272,7 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
             tile.keep = m.keep_rows + block * ROWS
         if m.trace == TRACE_MEAN:
             own_terms(m, block, 1, coef)
-            tile.n_terms = class_terms(m, block, 1, <real *>m.class_rows + slot(m, m.t) * m.n_class * m.stride, coef)
+            tile.n_terms = class_terms(m, block, 1, <real *>m.class_rows, coef)
         if sums != NULL:
             tile.sums = sums + m.block_type[block] * m.n_rec
         if m.trace != TRACE_NONE or c[0] != 0 or c[1] != 0 or c[2] != 0 or c[3] != 0:
@@ -301,7 +315,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef const real *taken = kept + C
     cdef real *l
     cdef real *own
-    cdef real *rows = <real *>m.class_rows + slot(m, m.t) * C * Q
+    cdef real *rows = <real *>m.class_rows
     cdef real *dummy = <real *>m.dummy
     cdef void *terms[2]
     cdef void *h[2]
@@ -310,7 +324,8 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     tile.K, tile.held, tile.terms, tile.h, tile.out = m.K, True, terms, h, four
     tile.drive_step, tile.drive_apart = 0, 1
     h[0] = h[1] = <real *>m.pick + LANES  # ones
-    memset(rows, 0, C * Q * sizeof(real))
+    if learn:
+        memset(rows, 0, C * Q * sizeof(real))
     for c in range(C):
         tile.traces = G + c // ROWS * ROWS * r * Q
         terms[0] = <void *>eps_before
@@ -410,7 +425,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
     for group in range(m.n_groups):
         n_steps = max(n_steps, m.t - m.since[group])
     if m.deferred:
-        if m.trace == TRACE_EXACT and m.follows:
+        if m.follows:
             filter_powers(m, n_steps, <real *>m.power_K)
         for group in range(m.n_groups):
             if m.since[group] < m.t:
@@ -482,7 +497,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     refresh = learn and m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
     if m.deferred:
         defer(m, n_steps, learn, <real *>m.back + SLOTS * r)
-        if m.type != NULL and m.refresh_every > 0:
+        if m.follows:
             follow_sums(m, learn, <real *>m.old)
         write_group(m, due, coef)
         if refresh:
