@@ -17,13 +17,16 @@ if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
     ISA_FLAGS["v3"] = ["-march=x86-64-v3"]
     ISA_FLAGS["v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 
-extensions = [Extension(
-    "modprop_fast.core",
-    ["src/core.pyx"],
-    include_dirs=[numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-    extra_compile_args=FLAGS,
-)] + [
+extensions = [
+    Extension(
+        "modprop_fast.core",
+        ["src/core.pyx"],
+        depends=["modprop_fast/include/modprop_fast.h"],
+        include_dirs=["modprop_fast/include", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=FLAGS,
+    )
+] + [
     Extension(
         f"modprop_fast._kernels_{isa}",
         [f"src/kernels_{isa}.pyx"],
@@ -40,4 +43,4 @@ DIRECTIVES = {
     "autotestdict": False,
 }
 
-setup(ext_modules=cythonize(extensions, include_path=["src"], compiler_directives=DIRECTIVES))
+setup(ext_modules=cythonize(extensions, include_path=["src", "."], compiler_directives=DIRECTIVES))

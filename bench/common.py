@@ -187,7 +187,7 @@ def compile_c(source, folder, *flags):
     """A C file as a library, or None where there is no gcc, which is said on stdout."""
     import ctypes
 
-    library = Path(folder) / f"{Path(source).stem}{''.join(flags)}.so"
+    library = Path(folder) / f"{Path(source).stem}{''.join(flags).replace('/', '')}.so"
     try:
         fast = ("-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
         subprocess.run(["gcc", *fast, "-shared", "-fPIC", *flags, "-o", library, source], check=True)

@@ -7,6 +7,8 @@ except ImportError as error:
         f"modprop_fast: the compiled engine is missing ({error}); in a clone, `pip install -e .` builds it"
     ) from error
 
+from pathlib import Path
+
 from .learner import Evaluation, Learner
 from .network import Network
 from .optimizers import SGD, Adam, StepDecay
@@ -34,5 +36,14 @@ __all__ = [
     "StepDecay",
     "__version__",
     "core",
+    "get_include",
     "parse_rule",
 ]
+
+
+def get_include() -> str:
+    """The folder of ``modprop_fast.h``, for the include path of a C, C++ or Cython extension.
+
+    `core.pxd`, in the folder above it, needs no path: ``from modprop_fast.core cimport ...`` finds it by the package.
+    """
+    return str(Path(__file__).parent / "include")

@@ -50,12 +50,10 @@ def choice(name, value, options):
 def array(name, value, shape, dtype):
     """``value`` as a finite C-contiguous array of ``dtype``; None in ``shape`` stands for any length >= 1.
 
-    Integers and floats of any width are converted; other kinds are refused.
+    Integers and floats of any width are converted; other kinds are refused.  Anything will do that NumPy can read: by the
+    buffer protocol, by DLPack (arrays of PyTorch or JAX in the memory of the processor), or as a sequence.
     """
-    try:
-        given = np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name}: expected an array, got a ragged sequence") from None
+    given = read(name, value)
     if given.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected an array of {np.dtype(dtype)}, got {given.dtype} of shape {given.shape}")
     fits = given.ndim == len(shape) and all(n == want if want is not None else n >= 1 for n, want in zip(given.shape, shape))
@@ -69,6 +67,21 @@ def array(name, value, shape, dtype):
         at = tuple(map(int, np.argwhere(bad)[0]))
         raise ValueError(f"{name}: expected finite values in {np.dtype(dtype)}, got {given[at]} at index {at}")
     return out
+
+
+def read(name, value) -> np.ndarray:
+    """``value`` as NumPy sees it, of whatever shape and dtype."""
+    try:
+        if hasattr(value, "__dlpack__") and not isinstance(value, (np.ndarray, np.generic)):
+            try:
+                return np.from_dlpack(value)
+            except (BufferError, RuntimeError, TypeError):
+                pass  # on another device, or part of a graph: it may have its own way, or its own sentence
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name}: expected an array, got a ragged sequence") from None
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise TypeError(f"{name}: expected an array that NumPy can read, got {type(value).__name__} ({error})") from None
 
 
 def generator(name, value) -> np.random.Generator:

@@ -89,14 +89,60 @@ class Learner:
         self._feedback = _feedback(rule.feedback, network, rng)
         self._rng = checks.generator("rng", rng) if self._plan.reference == "uoro" else None
         self._optimizer_state = optimizer.start(network.weights)
-        self._engine = Engine(
-            network, self._plan, loss, self._feedback, online=update == "step", lr=optimizer.lr, on_unstable=self._warn
-        )
+        self._engine = self._new_engine()
         self._workers: list[Engine] = []
         self._pool: ThreadPoolExecutor | None = None
         self._warned = False
         if self.filter_radius >= 1:
             self._warn()
+
+    @classmethod
+    def from_arrays(cls, w_rec, w_in, w_out, b_out=None, b_rec=None, *, rule=ModProp(), loss="mse", optimizer=SGD(),
+                    update=None, threads=None, rng=None, **network) -> Learner:  # fmt: skip
+        """A learner of a new network with these weights, which are copied.
+
+        Parameters
+        ----------
+        w_rec (n_rec, n_rec) [post, pre], w_in (n_rec, n_in), w_out (n_out, n_rec), b_out (n_out,), b_rec (n_rec,) : arrays
+            Of whatever can hand an array over: by the buffer protocol, by DLPack (PyTorch, JAX), or as a sequence.
+            Without `b_out` it is 0; without `b_rec` the recurrent units have no bias.
+        rule, loss, optimizer, update, threads, rng : as for `Learner`
+        **network : as for `Network`
+            types, activation, tau, dt, dale, mask, autapses (default: whether the diagonal of `w_rec` is in use) and dtype
+            (default: float64 if `w_rec` is, else float32).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array cannot be read or does not fit, is not finite, or has weights where `mask`, `dale` or
+            `autapses` allow none.
+
+        Examples
+        --------
+        >>> learner = Learner.from_arrays(np.zeros((3, 3)), np.ones((3, 1)), np.ones((2, 3)), activation="tanh")
+        >>> learner.step(np.zeros(1)).tolist()
+        [0.0, 0.0]
+        """
+        given = {"w_rec": w_rec, "w_in": w_in, "w_out": w_out, "b_out": b_out, "b_rec": b_rec}
+        given = {name: checks.read(name, array) for name, array in given.items() if array is not None}
+        for name, array in given.items():
+            if array.ndim != 1 + name.startswith("w_"):
+                raise ValueError(f"{name}: expected {1 + name.startswith('w_')} dimensions, got shape {array.shape}")
+        dtype = "float64" if given["w_rec"].dtype == np.float64 else "float32"
+        network = {"dtype": dtype, "autapses": bool(np.diag(given["w_rec"]).any())} | network
+        n_in, n_rec, n_out = given["w_in"].shape[1], len(given["w_rec"]), len(given["w_out"])
+        net = Network(n_in, n_rec, n_out, bias="b_rec" in given, init="zeros", **network)
+        for name, array in given.items():
+            setattr(net, name, array)
+        net.constrain()
+        for name, array in given.items():
+            if not np.array_equal(net.weights[name], np.asarray(array, net.dtype)):
+                raise ValueError(f"{name}: expected no weights where mask, dale or autapses allow none")
+        return cls(net, rule, loss=loss, optimizer=optimizer, update=update, threads=threads, rng=rng)
+
+    def _new_engine(self):
+        online, lr = self.update == "step", self.optimizer.lr
+        return Engine(self.network, self._plan, self.loss_name, self._feedback, online=online, lr=lr, on_unstable=self._warn)
 
     # ------------------------------------------------------------ streaming
 
@@ -161,7 +207,7 @@ class Learner:
             raise ValueError("mask: expected targets with it, got none")
         trial = (None, None, None)
         if targets is not None:
-            targets = np.asarray(targets)[None]
+            targets = checks.read("targets", targets)[None]
             trial = check_targets(self.loss_name, targets, mask, 1, len(xs), network.n_out, network.dtype).trial(0)
         ys = np.empty((len(xs), network.n_out), network.dtype)
         self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0)
@@ -450,6 +496,15 @@ class Learner:
             )
 
     # ------------------------------------------------------------ state
+
+    def __getstate__(self):
+        """For pickle and copy.deepcopy: everything, in mid-stream too, but the threads and the times of `latency`."""
+        return self.__dict__ | {"_engine": self._engine.snapshot(), "_workers": [], "_pool": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._engine = self._new_engine()
+        self._engine.take_over(state["_engine"])
 
     def state(self) -> dict[str, np.ndarray]:
         """All that evolves between trials besides the weights, by name: for checkpoints."""

@@ -51,7 +51,7 @@ def check_targets(loss, targets, mask, n_trials, n_steps, n_out, dtype) -> Targe
     if loss == "mse":
         values = checks.array("targets", targets, (n_trials, n_steps, n_out), dtype)
     else:
-        given = np.asarray(targets)
+        given = checks.read("targets", targets)
         if given.dtype.kind not in "iu":
             raise TypeError(f"targets: expected integer classes, got {given.dtype} of shape {given.shape}")
         if given.shape not in ((n_trials,), (n_trials, n_steps)):
@@ -65,7 +65,7 @@ def check_targets(loss, targets, mask, n_trials, n_steps, n_out, dtype) -> Targe
             mask = np.arange(n_steps) == n_steps - 1
         labels = np.ascontiguousarray(np.broadcast_to(given.reshape(n_trials, -1), (n_trials, n_steps)), np.int64)
     if mask is not None:
-        given = np.asarray(mask)
+        given = checks.read("mask", mask)
         if given.dtype != bool:
             raise TypeError(f"mask: expected an array of bool, got {given.dtype}")
         if given.shape not in ((n_steps,), (n_trials, n_steps)):

@@ -151,6 +151,17 @@ class Network:
             for w in (self.w_rec, self.w_out):
                 w[w * self.sign < 0] = 0
 
+    def __getstate__(self):
+        """For pickle and copy.deepcopy."""
+        return self.__dict__ | {"_weights": dict(self.weights), "_engines": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._engines = weakref.WeakSet()
+        self._weights = aligned({name: w.shape for name, w in state["_weights"].items()}, self.dtype)
+        for name, w in state["_weights"].items():
+            self._weights[name][...] = w
+
     def save(self, file):
         """Write the network as ``.npz`` (a path, written aside and renamed; or a binary file object)."""
         settings = {

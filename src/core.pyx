@@ -18,7 +18,7 @@ cimport numpy as cnp
 cnp.import_array()
 
 cdef extern from "Python.h":
-    Py_ssize_t Py_REFCNT(PyObject *)
+    Py_ssize_t Py_REFCNT(PyObject *) noexcept nogil
 
 cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
@@ -128,7 +128,8 @@ cdef class Engine:
     cdef Py_ssize_t n_weights
     cdef char format
     cdef int type_number
-    cdef bint busy, streams
+    cdef int busy  # taken and released by `mpf_take` and `mpf_release`: the C face does not hold the GIL
+    cdef bint streams
     cdef readonly Latency latency
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
     cdef object on_unstable
@@ -346,6 +347,33 @@ cdef class Engine:
         self.arrays["h_sum"][:], self.m.h_count = 0, 0
         return total, count
 
+    # ------------------------------------------------------------ copies
+
+    ADDRESSES = ("terms", "w_rows", "keep_rows")
+
+    def snapshot(self) -> dict:
+        """All that a step reads or leaves behind, as copies; no addresses."""
+        cdef Model *m = &self.m
+        if mpf_read(&self.busy):
+            self._refuse("copy")
+        if m.deferred:
+            self.kernels.settle(m)  # the weights go with the network
+        numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable,
+                   m.deferred, m.counted, m.owed_until)
+        arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in self.ADDRESSES}
+        return {"numbers": numbers, "arrays": arrays}
+
+    def take_over(self, snapshot):
+        """Go on where another engine of the same make was."""
+        cdef Model *m = &self.m
+        (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable,
+         m.deferred, m.counted, m.owed_until) = snapshot["numbers"]
+        own = self.constants | self.arrays
+        for name, a in snapshot["arrays"].items():
+            if own[name].shape == a.shape:  # else that of a gradient by chunks, which is zero between them
+                own[name][...] = a
+        self._tell_writes()
+
     # ------------------------------------------------------------ modulation
 
     @property
@@ -386,7 +414,7 @@ cdef class Engine:
 
     def settle(self):
         """Write what lags behind: the accumulated gradient, or updates that have been felt but not written."""
-        if not self.busy:  # in another thread: it settles when it is done
+        if not mpf_read(&self.busy):  # in another thread: it settles when it is done
             self.kernels.settle(&self.m)
 
     def clear(self):
@@ -430,8 +458,6 @@ cdef class Engine:
         cdef int status
         cdef unsigned long long fp
         cdef long long began = mpf_now() if self.latency.on else 0
-        if self.busy:
-            raise RuntimeError("step: this learner is already running in another thread; give each thread its own")
         if not self.streams:
             self.must_stream("step")
         if signal is not None:
@@ -455,7 +481,11 @@ cdef class Engine:
                 PyBuffer_Release(&x_view)
                 raise
             aim = t_view.buf
-        self.busy = True
+        if mpf_take(&self.busy):
+            PyBuffer_Release(&x_view)
+            if aim != NULL:
+                PyBuffer_Release(&t_view)
+            self._refuse("step")
         self.m.loss_sum = 0
         self._notice_writes()
         with nogil:
@@ -463,7 +493,7 @@ cdef class Engine:
             status = self.kernels.step(&self.m, x_view.buf, aim, label, source, learn)
             mpf_unflush(fp)
         self._tell_writes()
-        self.busy = False
+        mpf_release(&self.busy)
         PyBuffer_Release(&x_view)
         if aim != NULL:
             PyBuffer_Release(&t_view)
@@ -490,7 +520,7 @@ cdef class Engine:
         except TypeError:
             raise TypeError(f"target: expected a class, an integer in 0..{self.m.n_out - 1}, got {describe(target)}") from None
 
-    cdef inline int _notice_writes(self) except -1:
+    cdef inline int _notice_writes(self) except -1 nogil:
         """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
 
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
@@ -501,14 +531,15 @@ cdef class Engine:
         if held or self.stamp[0] != self.seen:
             m.ahead = m.counted = False
             if self.stamp[0] != self.seen:
-                self.network.settle()  # of other learners
+                with gil:
+                    self.network.settle()  # of other learners
                 self.seen = self.stamp[0]
         if (m.may_defer and m.online and not held) != m.deferred:
             self.kernels.settle(m)
             m.deferred, m.counted, m.ahead = not m.deferred, False, False
         return 0
 
-    cdef inline bint _held(self):
+    cdef inline bint _held(self) noexcept nogil:
         return (not MPF_COUNTS_TELL or Py_REFCNT(self.w_rec) > 1 or Py_REFCNT(self.w_in) > 1
                 or (self.b_rec != NULL and Py_REFCNT(self.b_rec) > 1) or Py_REFCNT(self.block) > self.n_weights)
 
@@ -516,12 +547,11 @@ cdef class Engine:
         """Somebody has written into W by an address that the reference counts do not show."""
         self.m.ahead = self.m.counted = False
 
-    cdef inline int _tell_writes(self) except -1:
+    cdef inline void _tell_writes(self) noexcept nogil:
         if self.m.deferred and (self.stamp[0] != self.seen or self._held()):  # by another thread, meanwhile
             self.kernels.settle(&self.m)
         self.stamp[0] += 1
         self.seen = self.stamp[0]
-        return 0
 
     def run(self, xs, target, label, mask, bint learn, ys=None, Py_ssize_t chunk=0):
         """`step` over checked arrays: xs (T, n_in), target (T, n_out) or label (T,), mask (T,); None where absent.
@@ -547,7 +577,7 @@ cdef class Engine:
                 self.clear()
             self._accumulate(False, WINDOW_ONLINE)
         self._tell_writes()
-        self.busy = False
+        mpf_release(&self.busy)
         self._check(status, &trial)
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
@@ -616,7 +646,7 @@ cdef class Engine:
             if status == OK:
                 self.kernels.adjoint(&self.m, &rec, &how, trial.n_steps)
             mpf_unflush(fp)
-        self.busy = False
+        mpf_release(&self.busy)
         self._check(status, &trial)
 
     cdef Trials _trials(self, xs, target, label, mask):
@@ -628,10 +658,12 @@ cdef class Engine:
         return trial
 
     cdef _enter(self, str call):
-        if self.busy:
-            raise RuntimeError(f"{call}: this learner is already running in another thread; give each thread its own")
-        self.busy = True
+        if mpf_take(&self.busy):
+            self._refuse(call)
         self.m.loss_sum = 0
+
+    cdef _refuse(self, str call):
+        raise RuntimeError(f"{call}: this learner is already running in another thread; give each thread its own")
 
     cdef _check(self, int status, Trials *trial):
         if status != OK:
@@ -688,7 +720,11 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
         mpf_unflush(fp)
     for i in range(n):
         engine = engines[i]
-        engine.busy, engine.m.scale = False, 1.0
+        engine.m.scale = 1.0
+        mpf_release(&engine.busy)
     if status != OK:
         engine = engines[streams[0].failed]
         engine._check(status, &streams[streams[0].failed])
+
+
+include "capi.pxi"

@@ -143,19 +143,24 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
 
 # ---------------------------------------------------------------- after a step
 
+cdef void place_eps(Model *m, real *placed) noexcept nogil:
+    """eps of now by place."""
+    cdef Py_ssize_t i
+    cdef const real *eps = <real *>m.eps + slot(m, m.t) * m.stride
+    for i in range(m.n_blocks * ROWS):
+        if m.unit[i] >= 0:
+            placed[i] = eps[m.unit[i]]
+
+
 cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept nogil:
     """What this step's error says of the weights is added to what is pending; `n_steps`: the most that a group
     lags behind, `carry`: of `carry_back`."""
     cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, s = slot(m, m.t), n, c, i, a, group, first, end
-    cdef real *eps_placed = <real *>m.eps_placed + s * P
     cdef real *A = <real *>m.pending + s * P
     cdef const real *onto
     cdef const real *h
-    cdef const real *eps = <real *>m.eps + s * m.stride
     cdef real *carried
-    for i in range(P):
-        if m.unit[i] >= 0:
-            eps_placed[i] = eps[m.unit[i]]
+    place_eps(m, <real *>m.eps_placed + s * P)
     if not learn:
         return
     m.owed_until = m.t + m.n_groups
@@ -426,6 +431,7 @@ cdef void take_stock(Model *m, real *scratch) noexcept nogil:
     for s in range(SLOTS):
         if s != now:
             memset(<real *>m.h_past + s * P, 0, P * sizeof(real))
+    place_eps(m, <real *>m.eps_placed + now * P)
     m.counted = True
     if not m.follows:
         return

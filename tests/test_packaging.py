@@ -1,21 +1,13 @@
-"""What a user gets: the sdist built from the tree, the wheel built from that sdist, each installed where the tree is not.
+"""What a user gets: the sdist built from the tree, the wheel built from that sdist, each installed where the tree is not."""
 
-One compilation serves both: `pip wheel` leaves the wheel in a private cache, where `pip install` of the same sdist finds it,
-as long as it is asked for by name and address (were it not found, it would be compiled again).
-"""
-
-import os
 import platform
-import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
-import pytest
+from wheels import TREE, install, run
 
-TREE = Path(__file__).resolve().parents[1]
 EXTENSIONS = {"core", "_kernels_baseline"}
 if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
     EXTENSIONS |= {"_kernels_v3", "_kernels_v4"}
@@ -54,68 +46,9 @@ core.isa().no_such_attribute
 """
 
 
-def run(*command, cwd, cache=None):
-    """Standard output of a command that must succeed, away from the tree and from what the environment says of Python."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MYPY"))}
-    if cache is not None:
-        env["PIP_CACHE_DIR"] = str(cache)
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """An empty folder, if pip can fetch at all; `pip` itself is what every index has."""
-    folder = tmp_path_factory.mktemp("packaging")
-    run(sys.executable, "-m", "pip", "--version", cwd=folder)  # a missing pip is no reason to skip
-    options = ["-q", "--no-cache-dir", "--no-deps", "--retries", "1", "--timeout", "20", "-d", str(folder / "probe")]
-    command = [sys.executable, "-m", "pip", "download", *options, "pip"]
-    probe = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"pip cannot reach a package index: {(probe.stderr.strip() or 'no message').splitlines()[-1]}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sdist(place):
-    """Built from a copy of the tree, in which there is certainly something that must stay out.
-
-    The list of files in an egg-info left by an earlier build would put into the sdist what the metadata forgot.
-    """
-    copy = place / "tree"
-    shutil.copytree(TREE, copy, ignore=shutil.ignore_patterns(".*", "venv", "build", "dist", "runs", "*.egg-info"))
-    for litter in ("src/litter.c", "modprop_fast/litter.so", "bench/litter.so", "tests/litter.pyc"):
-        (copy / litter).write_text("must not be shipped")
-    run(sys.executable, "-m", "build", "--sdist", "--outdir", place / "dist", copy, cwd=place)
-    (path,) = (place / "dist").glob("*.tar.gz")
-    return path
-
-
-@pytest.fixture(scope="module")
-def wheel(place, sdist):
-    pip = [sys.executable, "-m", "pip"]
-    run(*pip, "wheel", "-q", "--no-deps", "-w", place / "dist", sdist, cwd=place, cache=place / "cache")
-    (path,) = (place / "dist").glob("*.whl")
-    return path
-
-
 def tree(*patterns):
     """Files of the tree as an archive names them."""
     return {path.relative_to(TREE).as_posix() for pattern in patterns for path in TREE.glob(pattern)}
-
-
-def install(place, name, *what):
-    """The interpreter of a fresh virtual environment that holds `what` and what it requires, no more."""
-    run(sys.executable, "-m", "venv", place / name, cwd=place)
-    python = place / name / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    run(python, "-m", "pip", "install", "-q", *what, cwd=place, cache=place / "cache")
-    return python
-
-
-@pytest.fixture(scope="module")
-def wheel_python(place, wheel):
-    return install(place, "from-wheel", wheel)
 
 
 def test_sdist_holds_the_sources_and_nothing_that_was_generated(sdist):
@@ -138,7 +71,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert built == EXTENSIONS
     written = tree("modprop_fast/**/*.py")
     assert {"modprop_fast/__init__.py", "modprop_fast/tasks/delayed_xor.py"} <= written
-    assert written | {"modprop_fast/py.typed", "modprop_fast/core.pyi"} <= names
+    assert written | {f"modprop_fast/{name}" for name in ("py.typed", "core.pyi", "core.pxd")} <= names
+    assert "modprop_fast/include/modprop_fast.h" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".pyx", ".c"))]
 

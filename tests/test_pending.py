@@ -4,7 +4,7 @@ import gc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from problems import assert_close, problems
 from test_streaming import FOLLOWING, RULES, stream, twin
@@ -17,7 +17,7 @@ EVENTS = ("look", "hold", "release", "reset", "other learner", "window")
 unconstrained = {"constrained": False, "min_rec": 16, "max_rec": 40, "max_steps": 40}
 
 
-@settings(max_examples=80)
+@settings(max_examples=200)
 @given(
     problems(gain=0.5, **unconstrained),
     st.sampled_from(sorted(RULES | FOLLOWING | WITHOUT)).map((RULES | FOLLOWING | WITHOUT).get),
@@ -28,8 +28,8 @@ def test_updates_that_wait_are_updates(problem, rule, events):
     stands still within a stream, against a learner that has to write at once because somebody holds its weights."""
     xs, each, targets, _ = stream(problem)
     applied = rule in RULES.values()
-    waiting = twin(problem, rule, optimizer=mf.SGD(0.02))
-    plain = twin(problem, rule, optimizer=mf.SGD(0.02), update="apply" if applied else "step")
+    waiting = twin(problem, rule, optimizer=mf.SGD(0.005))
+    plain = twin(problem, rule, optimizer=mf.SGD(0.005), update="apply" if applied else "step")
     held, always = None, None if applied else plain.network.w_rec
     for t, (x, target) in enumerate(zip(xs, each)):
         for event in [event for at, event in events if at == t]:
@@ -47,7 +47,12 @@ def test_updates_that_wait_are_updates(problem, rule, events):
             else:
                 loss = [learner.evaluate(xs[None], targets[None]).loss for learner in (waiting, plain)]
                 assert np.isclose(*loss, rtol=1e-9)
-        y, expected = waiting.step(x, target), plain.step(x, target)
+        try:
+            expected = plain.step(x, target)
+        except FloatingPointError:
+            assume(False)
+        assume(np.abs(expected).max() < 100)  # it learns: else rounding errors grow
+        y = waiting.step(x, target)
         assert np.allclose(y, expected, rtol=1e-8, atol=1e-10)
         if applied and target is not None:
             plain.apply()

@@ -1,0 +1,108 @@
+"""What a learned step costs from C, from Cython and from Python, over the same steps by the engine's own loop.
+
+    python bench/bench_faces.py [--sizes 16 64] [--short]
+
+Every face steps its own copy of one learner (ModProp exact, float32, batch 1, every weight updated) through the same stream, in
+turn, and must leave the same weights. Columns: microseconds a step, median over rounds; its ratio to, and difference from, the
+loop (`Learner.run`), medians over rounds. C needs gcc; Cython needs Cython and an installation that it can cimport from, which
+one in a clone (pip install -e) is not.
+"""
+
+import copy
+import ctypes
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import common
+
+N_IN = N_OUT = 2
+HERE = Path(__file__).parent
+SETUP = """
+from setuptools import Extension, setup
+from Cython.Build import cythonize
+import modprop_fast
+setup(name="faces", ext_modules=cythonize([Extension("faces", ["faces.pyx"], include_dirs=[modprop_fast.get_include()],
+      extra_compile_args=["-O3"])]))
+"""
+
+
+def c_face(mf, folder):
+    """adopt and loop, through the capsule."""
+    library = common.compile_c(HERE / "faces.c", folder, "-I" + mf.get_include())
+    if library is None:
+        return None
+    find = ctypes.pythonapi.PyCapsule_GetPointer
+    find.restype, find.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    api = find(mf.core._c_api, b"modprop_fast.core._c_api")
+    members = ctypes.cast(api, ctypes.POINTER(ctypes.c_void_p))
+    adopt_function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p))(members[5])
+
+    def adopt(learner):
+        handle = ctypes.c_void_p()
+        if adopt_function(id(learner), ctypes.byref(handle)):
+            raise ValueError("adopt")
+        return handle.value
+
+    library.loop.argtypes = [ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_size_t] * 5
+    return adopt, lambda *arguments: library.loop(api, *arguments)
+
+
+def cython_face(folder):
+    folder = folder / "cython"
+    folder.mkdir()
+    (folder / "faces.pyx").write_text((HERE / "faces.pyx").read_text())
+    command = [sys.executable, "-c", SETUP, "-q", "build_ext", "--inplace"]
+    if subprocess.run(command, cwd=folder, capture_output=True).returncode:
+        print("Cython: not installed, or modprop_fast is not where it can cimport it, skipped")
+        return None
+    spec = importlib.util.spec_from_file_location("faces", next(folder.glob("faces*.so")))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.adopt, module.loop
+
+
+def main():
+    arguments = common.options(
+        __doc__, dict(sizes=[16, 64, 128], rounds=20),
+        sizes=([16, 32, 64, 128, 256], "recurrent units"), rounds=(60, "in each of which every face has its turn"),
+        steps=(2000, "of each face in each round"),
+    )  # fmt: skip
+    common.start(arguments)
+    import numpy as np
+
+    import modprop_fast as mf
+
+    folder = Path(tempfile.mkdtemp())
+    faces = {"C": c_face(mf, folder), "Cython": cython_face(folder)}
+    xs, targets = (np.random.default_rng(0).normal(size=(arguments.steps, n)).astype("float32") for n in (N_IN, N_OUT))
+    printed = common.Table(**{"N": "5d", "face": "<8", "us/step": "9.3f", "/loop": "7.3f", "-loop": "8.3f"})
+    rows = []
+    for n in arguments.sizes:
+        net = mf.Network(N_IN, n, N_OUT, types={"E": n - n // 5, "I": n // 5}, gain=0.8, rng=np.random.default_rng(n))
+        first = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(1e-3), threads=1)
+        learners = {name: copy.deepcopy(first) for name in ("loop", "Python", *faces)}
+        entries = {"loop": lambda one=learners["loop"]: one.run(xs, targets)}
+        entries["Python"] = lambda step=learners["Python"].step: [step(x, t) for x, t in zip(xs, targets, strict=True)]
+        for name, face in faces.items():
+            if face:
+                handle = face[0](learners[name])
+                address = xs.ctypes.data, N_IN, targets.ctypes.data, N_OUT
+                entries[name] = lambda loop=face[1], handle=handle, address=address: loop(handle, len(xs), *address)
+        timed = {name: lambda call=call: [common.clock(call) / len(xs)] for name, call in entries.items()}
+        times = common.interleave(timed, arguments.rounds)
+        for name, rounds in times.items():
+            if not np.array_equal(learners[name].network.w_rec, learners["loop"].network.w_rec):
+                sys.exit(f"{name}: the weights are not those of the loop")
+            extra = float(np.median([a[0] - b[0] for a, b in zip(rounds, times["loop"], strict=True)])) / 1e3
+            row = {"n_rec": n, "face": name, "us": float(np.median(rounds)) / 1e3, "extra_us": extra}
+            row["over_loop"] = common.ratio(times, name, "loop")
+            rows.append(row)
+            printed.row(n, name, row["us"], row["over_loop"], extra)
+    common.finish(arguments, rows)
+
+
+if __name__ == "__main__":
+    main()
