@@ -4,6 +4,7 @@ import platform
 import sys
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -21,7 +22,8 @@ extensions = [
         "modprop_fast.core",
         ["src/core.pyx"],
         depends=["modprop_fast/include/modprop_fast.h"],
-        include_dirs=["modprop_fast/include"],
+        include_dirs=["modprop_fast/include", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=FLAGS,
     )
 ] + [

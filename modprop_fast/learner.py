@@ -214,7 +214,10 @@ class Learner:
         return ys
 
     def weights_changed(self):
-        """For a program that wrote into the recurrent weights through a bare address, which nothing else can notice."""
+        """For a program that wrote into the weights through a bare address, which nothing else can notice.
+
+        Before it reads or writes there it calls `Network.settle`: updates may not have been written yet.
+        """
         self._engine.forget_ahead()
 
     def reset(self):
@@ -381,6 +384,7 @@ class Learner:
         From four trials on, and if memory allows, several go through W together.  That, and nothing else,
         changes the order of additions: so it does not depend on the number of threads.
         """
+        self.network.settle()
         n_trials, state = len(inputs), 4 * self.network.n_rec**2 * (self._plan.rank + 1)
         fit = min(MAX_TOGETHER, _STATE_BYTES // state)
         alone = mode == "offline" or min(n_trials, fit) < 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Mapping
 
 import numpy as np
@@ -90,15 +91,26 @@ class Network:
         if bias:
             shapes["b_rec"] = (self.n_rec,)
         self._stamp = np.zeros(1, np.int64)
+        self._engines = weakref.WeakSet()
         self._weights = aligned(shapes, self.dtype)
         if init != "zeros":
             self._draw(init, gain, checks.generator("rng", rng))
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """The arrays by name; whoever asks may write into them, which the stamp tells the engines."""
+        """The arrays by name, up to date; whoever asks may write into them, which the stamp tells the engines."""
+        self.settle()
         self._stamp[0] += 1
         return self._weights
+
+    def settle(self):
+        """Have every engine that learns these weights online write what it has put off; asking for a weight does the same."""
+        for engine in self._engines:
+            engine.settle()
+
+    def settled_by(self, engine):
+        """An engine that may put off its writes, for as long as it lives."""
+        self._engines.add(engine)
 
     @property
     def n_types(self) -> int:
@@ -141,13 +153,14 @@ class Network:
 
     def __getstate__(self):
         """For pickle and copy.deepcopy.  Without the stamp, so that the same network is the same bytes twice."""
-        state = self.__dict__ | {"_weights": dict(self.weights)}
+        state = self.__dict__ | {"_weights": dict(self.weights), "_engines": None}
         del state["_stamp"]
         return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._stamp = np.zeros(1, np.int64)
+        self._engines = weakref.WeakSet()
         self._weights = aligned({name: w.shape for name, w in state["_weights"].items()}, self.dtype)
         for name, w in state["_weights"].items():
             self._weights[name][...] = w

@@ -79,7 +79,7 @@ cdef struct Handle:
     bint refreshes            # type means follow W at every reset
     bint plans_anew           # the rule follows W or h by a plan that is made in Python
     bint plain                # the optimizer is SGD(lr)
-    Named named[14]
+    Named named[14]           # as many as `_handle` can name
 
 
 # ---------------------------------------------------------------- coming in and going out
@@ -273,7 +273,6 @@ cdef int mpf_destroy(mpf_learner *handle) noexcept nogil:
         engine, learner = <Engine>h.engine, <object>h.learner
         if not (<Engine>engine).m.online:
             learner.iteration = (<Engine>engine).m.updates
-            (<Engine>engine).m.updates = 0
         mpf_release(&(<Engine>engine).busy)
         Py_DECREF(engine)
         Py_DECREF(learner)
@@ -511,7 +510,7 @@ cdef int mpf_set(mpf_learner *handle, const char *name, const void *values, size
     if code == MPF_OK:
         for i in range(it.rows):
             memcpy(it.at + i * it.stride, <const char *>values + i * it.width, it.width)
-        (<Engine>h.engine).m.ahead = False
+        (<Engine>h.engine).m.ahead = (<Engine>h.engine).m.counted = False
         (<Engine>h.engine)._tell_writes()
     return leave(h, code)
 

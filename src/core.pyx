@@ -9,15 +9,20 @@ import numpy as np
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
 from cpython.ref cimport PyObject
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from model cimport *
+
+cimport numpy as cnp
+
+cnp.import_array()
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *) noexcept nogil
 
 cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
+    WINDOW_DEFERRED = 8  # of less than 256 units; of more, WINDOW
     WINDOW = 16
 
 MAX_WINDOW = SLOTS - 1
@@ -110,15 +115,19 @@ cdef class Engine:
 
     cdef Model m
     cdef const Kernels *kernels
-    cdef object network, plan, feedback, copy_y
+    cdef object network, plan, feedback
     cdef readonly dict arrays  # state, scratch and gradient by name
     cdef dict constants  # of other dtypes
     cdef long long *stamp  # of the network: changes whenever somebody may write into its weights
     cdef long long seen
     cdef PyObject *w_rec
+    cdef PyObject *w_in
+    cdef PyObject *b_rec
     cdef PyObject *block
+    cdef object __weakref__
     cdef Py_ssize_t n_weights
     cdef char format
+    cdef int type_number
     cdef int busy  # taken and released by `mpf_take` and `mpf_release`: the C face does not hold the GIL
     cdef bint streams
     cdef readonly Latency latency
@@ -135,7 +144,7 @@ cdef class Engine:
         cdef bint double_precision = network.dtype == np.float64
         cdef size_t tables = import_module(f"modprop_fast._kernels_{isa()}").table()
         self.kernels = <const Kernels *>tables + double_precision
-        self.format = b"d" if double_precision else b"f"
+        self.format, self.type_number = b"d" if double_precision else b"f", network.dtype.num
 
         m.n_in, m.n_rec, m.n_out = network.n_in, network.n_rec, network.n_out
         m.rank = plan.rank
@@ -159,11 +168,20 @@ cdef class Engine:
         if plan.taps is not None:
             m.n_taps, m.fixed_taps, m.window, m.n_groups = len(plan.taps), plan.taps.ndim > 1, 1, 1
         m.one_tap, m.running = plan.one_tap, plan.hbar is not None
+        m.may_defer = online and m.trace == TRACE_EXACT and network.sign is None and network.mask is None and m.n_rec >= LANES
+        if m.may_defer:
+            m.window = m.n_groups = WINDOW_DEFERRED if m.n_rec < 256 else WINDOW
         self._bind_weights()
         self._lay_out()
         self._allocate()
         self._set_modulation()
         self.reset()
+        if m.may_defer:
+            network.settled_by(self)
+
+    def __del__(self):
+        if self.m.deferred:
+            self.settle()
 
     cdef _bind_weights(self):
         cdef Model *m = &self.m
@@ -174,7 +192,9 @@ cdef class Engine:
         m.sign = address(self.network.sign)
         m.feedback = address(self.feedback)
         self.stamp = <long long *>address(self.network._stamp)
-        self.w_rec, self.block = <PyObject *>weights["w_rec"], <PyObject *>weights["w_rec"].base
+        self.w_rec, self.w_in = <PyObject *>weights["w_rec"], <PyObject *>weights["w_in"]
+        self.b_rec = <PyObject *>weights["b_rec"] if "b_rec" in weights else NULL
+        self.block = <PyObject *>weights["w_rec"].base
         self.n_weights = len(weights)
 
     cdef _lay_out(self):
@@ -196,8 +216,12 @@ cdef class Engine:
             "since": np.zeros(S, np.intp),
             "erred": np.zeros(S, np.uint8),
             "terms": np.zeros(S + C + 1, np.uintp),
+            "type_ends": (ROWS * np.cumsum(list(map(len, full)))).astype(np.intc),
             "awake": np.zeros(unit.size, np.uint64),
-        } | aligned({"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r)}, np.float64)
+        } | aligned(
+            {"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r), "type_sums": (r, r), "trace_sums": (r, r, r), "step_sums": (8, r)},
+            np.float64,
+        )
         m.n_blocks = len(unit)
         m.n_drive = unit.size if low_rank else r
         m.place = <int *>address(place)
@@ -208,6 +232,8 @@ cdef class Engine:
         m.awake = <unsigned long long *>address(c["awake"])
         m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
         m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
+        m.type_sums, m.trace_sums = <double *>address(c["type_sums"]), <double *>address(c["trace_sums"])
+        m.step_sums, m.type_ends = <double *>address(c["step_sums"]), <int *>address(c["type_ends"])
 
     cdef _allocate(self):
         """Every array that a step touches, in one block of memory."""
@@ -230,13 +256,15 @@ cdef class Engine:
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
+                "pending": (S * m.may_defer, P), "carried": (S * m.may_defer, r), "eps_placed": (S * m.may_defer, P),
+                "own": (P,), "placed": (P,), "eps_dots": (S + ROWS,),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (C, P), "self_drive": (2, C),
             },
             self.network.dtype,
         )  # fmt: skip
-        self.y, self.copy_y = a["y"], a["y"].copy
+        self.y = a["y"]
         m.pre, m.v, m.h, m.eps = address(a["pre"]), address(a["v"]), address(a["h"]), address(a["eps"])
         m.h_past, m.local, m.modulator = address(a["h_past"]), address(a["local"]), address(a["modulator"])
         m.membership, m.edge = address(a["membership"]), address(a["edge"])
@@ -250,6 +278,8 @@ cdef class Engine:
         m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
         m.keep, m.factor, m.h_sum = address(a["keep"]), address(a["factor"]), address(a["h_sum"])
         m.sources = address(a["sources"])
+        m.pending, m.carried, m.eps_placed = address(a["pending"]), address(a["carried"]), address(a["eps_placed"])
+        m.own, m.placed, m.eps_dots = address(a["own"]), address(a["placed"]), address(a["eps_dots"])
         a["pick"][LANES:] = 1
         a["pick"][2 * LANES] = 0
         if masked:
@@ -326,14 +356,18 @@ cdef class Engine:
         cdef Model *m = &self.m
         if mpf_read(&self.busy):
             self._refuse("copy")
-        numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable)
+        if m.deferred:
+            self.kernels.settle(m)  # the weights go with the network
+        numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable,
+                   m.deferred, m.counted, m.owed_until)
         arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in self.ADDRESSES}
         return {"numbers": numbers, "arrays": arrays}
 
     def take_over(self, snapshot):
         """Go on where another engine of the same make was."""
         cdef Model *m = &self.m
-        (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable) = snapshot["numbers"]
+        (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable,
+         m.deferred, m.counted, m.owed_until) = snapshot["numbers"]
         own = self.constants | self.arrays
         for name, a in snapshot["arrays"].items():
             if own[name].shape == a.shape:  # else that of a gradient by chunks, which is zero between them
@@ -379,8 +413,9 @@ cdef class Engine:
         self.kernels.reset(&self.m)
 
     def settle(self):
-        """Complete the accumulated gradient, which lags behind by up to `window` steps."""
-        self.kernels.settle(&self.m)
+        """Write what lags behind: the accumulated gradient, or updates that have been felt but not written."""
+        if not mpf_read(&self.busy):  # in another thread: it settles when it is done
+            self.kernels.settle(&self.m)
 
     def clear(self):
         """Accumulated gradient to zero."""
@@ -394,8 +429,13 @@ cdef class Engine:
             raise ValueError(f"{call}: {self.plan.offline_because}; use gradient(mode='offline') or fit_trials")
 
     cdef int _acquire(self, Py_buffer *view, value, str name, Py_ssize_t n) except -1:
-        """A (n,) C-contiguous buffer of the network's dtype, or one sentence."""
+        """A (n,) C-contiguous buffer of the network's dtype, or one sentence.  An array is looked at, not asked: it is quicker."""
         cdef bint held = False
+        if (cnp.PyArray_CheckExact(value) and cnp.PyArray_TYPE(value) == self.type_number and cnp.PyArray_NDIM(value) == 1
+                and cnp.PyArray_DIM(value, 0) == n and cnp.PyArray_ISCARRAY_RO(value)):
+            memset(view, 0, sizeof(Py_buffer))  # without an owner there is nothing to release
+            view.buf = cnp.PyArray_DATA(value)
+            return 0
         try:
             PyObject_GetBuffer(value, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
             held = True
@@ -467,7 +507,9 @@ cdef class Engine:
             raise FloatingPointError(f"step: expected a finite readout, got {self.y}; the weights were left as they were")
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
-        y = self.copy_y()
+        cdef cnp.npy_intp n_out = self.m.n_out
+        y = cnp.PyArray_EMPTY(1, &n_out, self.type_number, 0)
+        memcpy(cnp.PyArray_DATA(y), self.m.y, cnp.PyArray_NBYTES(y))
         if self.latency.on:
             self.latency.note(mpf_now() - began)
         return y
@@ -478,21 +520,36 @@ cdef class Engine:
         except TypeError:
             raise TypeError(f"target: expected a class, an integer in 0..{self.m.n_out - 1}, got {describe(target)}") from None
 
-    cdef inline void _notice_writes(self) noexcept nogil:
-        """W z of this step may be at hand from the last one: not if somebody may have written into W since.
+    cdef inline int _notice_writes(self) except -1 nogil:
+        """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
 
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
-        the array or a part of it is seen in the reference counts.
+        an array or a part of one is seen in the reference counts.
         """
-        if self.m.ahead and (not MPF_COUNTS_TELL or self.stamp[0] != self.seen or Py_REFCNT(self.w_rec) > 1
-                             or Py_REFCNT(self.block) > self.n_weights):
-            self.m.ahead = False
+        cdef Model *m = &self.m
+        cdef bint held = self._held()
+        if held or self.stamp[0] != self.seen:
+            m.ahead = m.counted = False
+            if self.stamp[0] != self.seen:
+                with gil:
+                    self.network.settle()  # of other learners
+                self.seen = self.stamp[0]
+        if (m.may_defer and m.online and not held) != m.deferred:
+            self.kernels.settle(m)
+            m.deferred, m.counted, m.ahead = not m.deferred, False, False
+        return 0
+
+    cdef inline bint _held(self) noexcept nogil:
+        return (not MPF_COUNTS_TELL or Py_REFCNT(self.w_rec) > 1 or Py_REFCNT(self.w_in) > 1
+                or (self.b_rec != NULL and Py_REFCNT(self.b_rec) > 1) or Py_REFCNT(self.block) > self.n_weights)
 
     def forget_ahead(self):
         """Somebody has written into W by an address that the reference counts do not show."""
-        self.m.ahead = False
+        self.m.ahead = self.m.counted = False
 
     cdef inline void _tell_writes(self) noexcept nogil:
+        if self.m.deferred and (self.stamp[0] != self.seen or self._held()):  # by another thread, meanwhile
+            self.kernels.settle(&self.m)
         self.stamp[0] += 1
         self.seen = self.stamp[0]
 
@@ -530,7 +587,7 @@ cdef class Engine:
         """Between two steps, from descending at once to adding up, or back."""
         cdef Model *m = &self.m
         self.kernels.settle(m)
-        m.online = not on
+        m.online, m.deferred = not on, False
         m.follows = not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps
         if on and not len(self.arrays["grad"]):
             self.arrays |= aligned({"grad": (m.n_rec, m.stride), "grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)

@@ -1,14 +1,23 @@
 # The modulatory matrix and the filter that follows from it.
 
 
-cdef void means_from_sums(Model *m, const real *sums) noexcept nogil:
+cdef void means_of_types(Model *m) noexcept nogil:
     """M[a, b] = (sum of W over type a x type b) / (n[a] n[b])."""
+    cdef Py_ssize_t a, b, r = m.rank
+    for a in range(r):
+        for b in range(r):
+            m.means[a * r + b] = m.type_sums[a * r + b] / (m.type_size[a] * m.type_size[b])
+
+
+cdef void means_from_sums(Model *m, const real *sums) noexcept nogil:
+    """M from (r, N) sums over the rows of each type."""
     cdef Py_ssize_t a, b, r = m.rank
     cdef real *total = <real *>m.old
     for a in range(r):
         matvec(total, <const real *>m.membership, sums + a * m.n_rec, r, m.n_rec)
         for b in range(r):
-            m.means[a * r + b] = total[b] / (m.type_size[a] * m.type_size[b])
+            m.type_sums[a * r + b] = total[b]
+    means_of_types(m)
 
 
 cdef void derive_filter(Model *m, real *K) noexcept nogil:
@@ -72,6 +81,7 @@ cdef void filter_from_means(Model *m, real *coef) noexcept nogil:
 cdef void refresh_filter(Model *m, const real *w) noexcept nogil:
     """M, and all that follows from it, from W as it stands."""
     cdef Py_ssize_t p
+    settle(m, <real *>m.coef)
     memset(m.column_sums, 0, m.rank * m.n_rec * sizeof(real))
     for p in range(m.n_rec):
         axpy(<real *>m.column_sums + m.type[p] * m.n_rec, <real>1, w + p * m.n_rec, m.n_rec)

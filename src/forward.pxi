@@ -71,12 +71,14 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     cdef real *eps
     cdef real keep = <real>m.leak, take = <real>(1 - m.leak)
     cdef Py_ssize_t p, q, o, n = m.n_rec
-    if not m.ahead:
+    memcpy(pre + n, x, m.n_in * sizeof(real))
+    if m.deferred:
+        recurrent_input(m, <real *>m.placed)
+    elif not m.ahead:
         matvec(<real *>m.current, <const real *>m.w_rec, pre, n, n)
     m.ahead = False
     m.t += 1
     eps = <real *>m.eps + slot(m, m.t) * m.stride
-    memcpy(pre + n, x, m.n_in * sizeof(real))
     if m.sources != NULL:
         memcpy(<real *>m.sources + slot(m, m.t) * m.stride, pre, m.stride * sizeof(real))
     matvec(<real *>m.input, <const real *>m.w_in, x, n, m.n_in)

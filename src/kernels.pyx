@@ -31,6 +31,7 @@ ctypedef fused real:
 include "linear.pxi"
 include "forward.pxi"
 include "traces.pxi"
+include "pending.pxi"
 include "filter.pxi"
 include "trials.pxi"
 

@@ -38,10 +38,10 @@ cdef extern from *:
           return a[0] + a[1];
       }
       #define mpf_prefetch(address) __builtin_prefetch(address)
-      #define mpf_lowest(bits) __builtin_ctz(bits)
+      #define mpf_lowest(bits) __builtin_ctzll(bits)
     #else
       #define mpf_prefetch(address)
-      static int mpf_lowest(unsigned int bits) { int n = 0; while (!(bits >> n & 1)) n++; return n; }
+      static int mpf_lowest(unsigned long long bits) { int n = 0; while (!(bits >> n & 1)) n++; return n; }
       #define MPF_LANES(type) 1
       static float mpf_fold_f32(const float *s) {
           return (((s[0] + s[8]) + (s[4] + s[12])) + ((s[2] + s[10]) + (s[6] + s[14]))) +
@@ -64,7 +64,7 @@ cdef extern from *:
     f64v spread_f64 "mpf_spread_f64" (double c) noexcept nogil
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
-    int lowest "mpf_lowest" (unsigned int bits) noexcept nogil  # place of the lowest bit that is set
+    int lowest "mpf_lowest" (unsigned long long bits) noexcept nogil  # place of the lowest bit that is set
     void prefetch "mpf_prefetch" (const void *address) noexcept nogil
     float fold_f32 "mpf_fold_f32" (const float *s) noexcept nogil  # sum of 16 lanes, by halves
     double fold_f64 "mpf_fold_f64" (const double *s) noexcept nogil  # of 8
@@ -98,7 +98,7 @@ ctypedef struct Tile:
     void *sign             # (n,) or NULL
     void **keep            # (ROWS,) rows of the mask, or NULL
     void *sums             # (n,) the new rows are added to it; or NULL
-    void *z                # (n,) what the new rows are multiplied with
+    void *z                # (n,) what the new rows are multiplied with; or NULL
     void *dots             # (ROWS, 64 bytes) out: lanes of these products, over whole LANES of columns
     void *tail             # (ROWS, LANES + Q) out: LANES zeros, then the gradient of the columns that are left
     void *pick             # zeros, ones, one zero, ones: LANES, LANES, 1, LANES - 1
@@ -364,7 +364,7 @@ cdef inline void descend_body(const vec *kind, const Tile *tile, Py_ssize_t rank
             if sums != NULL:
                 sums[q] += (a + b) + (c + d)
             w0[q], w1[q], w2[q], w3[q] = a, b, c, d
-            if <int>F32_LANES == <int>LANES:  # a register is one line
+            if <int>F32_LANES == <int>LANES and z != NULL:  # a register is one line
                 e = z[q]
                 d0 += a * e
                 d1 += b * e
@@ -372,7 +372,7 @@ cdef inline void descend_body(const vec *kind, const Tile *tile, Py_ssize_t rank
                 d3 += d * e
             q += 1
         R += rank * ROWS * of
-    if <int>F32_LANES == <int>LANES:
+    if <int>F32_LANES == <int>LANES and z != NULL:
         dots[0], dots[1], dots[2], dots[3] = d0, d1, d2, d3
     for line in range(n_lines, n_vectors // of):
         for k in range(of):

@@ -21,6 +21,7 @@ cdef enum:
     LANES = 16  # rows are padded to this many: 64 bytes of float32, 128 of float64
     ROWS = 4    # units of a block
     SLOTS = 33  # of the rings: step t is in slot t mod SLOTS
+    STOCK_EVERY = 1 << 16  # updates after which the sums over types are taken from W anew: rounding adds up
 
 cdef enum Activation:
     RELU, SOFTPLUS, TANH, SIGMOID, IDENTITY
@@ -50,6 +51,10 @@ ctypedef struct Model:
     bint online               # update the weights at every step with an error (SGD), else add up a gradient
     bint follows              # the type means follow the weights within a stream: the filter changes in time
     bint ahead                # `current` holds W z of the step to come
+    bint may_defer            # `exact`, online, and no constraint on single weights: updates may be written later, see pending.pxi
+    bint deferred             # they are
+    bint counted              # the sums over types are those of W and of the traces
+    Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
     bint summed               # `class_sums` holds something
     bint autapses
     bint unstable             # set by a refresh that left rho(K) >= 1
@@ -120,6 +125,18 @@ ctypedef struct Model:
     unsigned char *erred      # (S,) whether the step had an error to learn from
     void *past_K              # (S, r, r) ring of K, and of the drive, where the filter changes in time
     void *past_drive          # (S, D, r)
+
+    # updates that are felt and not yet written
+    void *pending             # (S, P) ring: what each eps is to be multiplied with
+    void *carried             # (n_groups, r) and the traces
+    void *eps_placed          # (S, P) ring of eps by place, its diagonal
+    void *own                 # (P,) scratch
+    void *placed              # (P,) the same
+    void *eps_dots            # scratch: products of each eps with s_t
+    int *type_ends            # (r,) places before which those of a type end, where there are types
+    double *type_sums         # (r, r) [post, pre] sums of W over types
+    double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces
+    double *step_sums         # (8, r) see `sum_step`
 
     # what one step computes on its way
     void *current             # (N,) recurrent input W z_{t-1}

@@ -36,9 +36,8 @@ cdef Tile open_tile(Model *m, Py_ssize_t rank, const void *carry) noexcept nogil
 
 # ---------------------------------------------------------------- the filter over a window
 
-cdef void carry_back(Model *m, Py_ssize_t n_steps, real *lam) noexcept nogil:
-    """lam_{t-n}, K^T lam_{t-n+1} (`carry`, the latter; m_t at n = 0) and lam_{t-n+1} d, for n = 0 .. n_steps."""
-    cdef Py_ssize_t n, a, c, i, s, r = m.rank
+cdef inline void carry_by(Model *m, Py_ssize_t n_steps, real *lam, Py_ssize_t r) noexcept nogil:
+    cdef Py_ssize_t n, a, c, i, s
     cdef real *carry = lam + SLOTS * r
     cdef real *onto = <real *>m.back_drive
     cdef const real *K
@@ -70,9 +69,16 @@ cdef void carry_back(Model *m, Py_ssize_t n_steps, real *lam) noexcept nogil:
             onto[(n + 1) * m.n_drive + i] = total
 
 
-cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
-    """P(t - n, t) and P(t - n + 1, t) d_{t-n+1} for n = 1 .. n_steps."""
-    cdef Py_ssize_t n, a, b, c, i, s, r = m.rank
+cdef void carry_back(Model *m, Py_ssize_t n_steps, real *lam) noexcept nogil:
+    """lam_{t-n}, K^T lam_{t-n+1} (`carry`, the latter; m_t at n = 0) and lam_{t-n+1} d, for n = 0 .. n_steps."""
+    if m.rank == 2:  # a constant to the compiler: in small networks it shows
+        carry_by(m, n_steps, lam, 2)
+    else:
+        carry_by(m, n_steps, lam, m.rank)
+
+
+cdef inline void powers_by(Model *m, Py_ssize_t n_steps, real *P, Py_ssize_t r) noexcept nogil:
+    cdef Py_ssize_t n, a, b, c, i, s
     cdef real *D = <real *>m.power_drive
     cdef const real *K
     cdef const real *d
@@ -96,6 +102,14 @@ cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
                 for c in range(r):
                     total += P[((n - 1) * r + a) * r + c] * K[c * r + b]
                 P[(n * r + a) * r + b] = total
+
+
+cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
+    """P(t - n, t) and P(t - n + 1, t) d_{t-n+1} for n = 1 .. n_steps."""
+    if m.rank == 2:
+        powers_by(m, n_steps, P, 2)
+    else:
+        powers_by(m, n_steps, P, m.rank)
 
 
 cdef Py_ssize_t tap_back(Model *m, const real *modulator) noexcept nogil:
@@ -176,7 +190,7 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
 
 cdef void advance_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, const real *_) noexcept nogil:
     """Bring the traces of four units over the last steps; a step at which a unit was at rest, h = 0, added nothing."""
-    cdef Py_ssize_t r = m.rank, first = block * ROWS, n, i
+    cdef Py_ssize_t r = m.rank, first = block * ROWS, n, i, a
     cdef unsigned int steps = <unsigned int>((<long long>1 << n_steps) - 1)
     cdef void *eps[SLOTS]
     cdef void *h[SLOTS]
@@ -191,6 +205,8 @@ cdef void advance_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint hel
         if m.unit[first + i] >= 0:
             tile.drive = <real *>m.power_drive + r * m.n_drive + m.drive_class[m.unit[first + i]]
             advance(&tile, i, <unsigned int>(m.awake[first + i] >> 1) & steps, _)
+            for a in range(0 if m.autapses else r):  # no synapse is there
+                (<real *>tile.traces)[((m.unit[first + i] // LANES * r + a) * ROWS + i) * LANES + m.unit[first + i] % LANES] = 0
 
 
 cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) noexcept nogil:
@@ -408,6 +424,13 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
         return
     for group in range(m.n_groups):
         n_steps = max(n_steps, m.t - m.since[group])
+    if m.deferred:
+        if m.follows:
+            filter_powers(m, n_steps, <real *>m.power_K)
+        for group in range(m.n_groups):
+            if m.since[group] < m.t:
+                write_group(m, group, coef)
+        return
     if n_steps:
         if m.trace == TRACE_EXACT:
             if m.follows:
@@ -470,13 +493,25 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
             filter_powers(m, n_steps, <real *>m.power_K)
         if learn:
             carry_back(m, n_steps, <real *>m.back)
+    m.updates += learn
+    refresh = learn and m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
+    if m.deferred:
+        defer(m, n_steps, learn, <real *>m.back + SLOTS * r)
+        if m.follows:
+            follow_sums(m, learn, <real *>m.old)
+        write_group(m, due, coef)
+        if refresh:
+            means_of_types(m)
+            derive_filter(m, <real *>m.K)
+        if learn and m.updates % STOCK_EVERY == 0:
+            m.counted = False
+        return
+    m.counted = False
     if not learn:
         settle_group(m, due, coef)
         return
 
-    m.updates += 1
     line_up(<real *>m.edge, <const real *>m.pre, n)
-    refresh = m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
     if refresh:
         memset(m.column_sums, 0, r * n * sizeof(real))
     gradient_terms(m, n_steps if exact or m.trace == TRACE_TAPS else 0, 0, 1, coef)

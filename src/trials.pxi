@@ -6,8 +6,12 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     cdef real *pre = <real *>m.pre
     cdef Py_ssize_t n = m.n_rec, Q = m.stride, group, p
     settle(m, <real *>m.coef)
-    m.t = 0
+    m.t = m.owed_until = 0
     m.ahead = False
+    if m.may_defer:
+        memset(m.eps_placed, 0, SLOTS * m.n_blocks * ROWS * sizeof(real))
+        memset(m.trace_sums, 0, m.rank * m.rank * m.rank * sizeof(double))
+        memset(m.step_sums, 0, 8 * m.rank * sizeof(double))
     for group in range(m.n_groups):
         m.since[group] = 0
     memset(v, 0, n * sizeof(real))
@@ -36,6 +40,9 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
         return TARGET_NOT_FINITE
     if source == FROM_LABEL and not 0 <= label < m.n_out:
         return LABEL_OUT_OF_RANGE
+    if m.deferred and not m.counted:
+        settle(m, <real *>m.coef)
+        take_stock(m, <real *>m.old)
     status = OK if forward(m, x) else DIVERGED
     if source == FROM_NOTHING or status != OK:
         learn = False

@@ -212,8 +212,9 @@ int refused(int *line, int *got) {
     labels[0] = -1;
     REFUSED(MPF_VALUE, "got -1 at step 0", mpf->mpf_run_labels(one, 1, x, sizeof x, labels, sizeof(int), NULL, 0, 1, NULL, 0));
     REFUSED(MPF_LENGTH, "labels", mpf->mpf_run_labels(one, 1, x, sizeof x, labels, sizeof labels, NULL, 0, 1, y, sizeof y));
-    y[0] = y[1] = y[2] = 3e38f;
-    DONE(mpf->mpf_step_signal(one, x, sizeof x, y, sizeof y, NULL, 0));
+    y[0] = y[1] = y[2] = 1e25f; /* what has added up is finite, what lags behind is not */
+    for (bytes = 0; bytes < 15; bytes++) w[bytes] = 1e25f;
+    DONE(mpf->mpf_set(one, "w_out", w, 15 * sizeof(float)));
     DONE(mpf->mpf_step_signal(one, x, sizeof x, y, sizeof y, NULL, 0));
     REFUSED(MPF_DIVERGED, "gradient", mpf->mpf_apply(one));
     DONE(mpf->mpf_destroy(one));

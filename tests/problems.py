@@ -47,10 +47,10 @@ class Problem:
 
 
 @st.composite
-def problems(draw, dtype="float64", activations=ALL, constrained=True, max_rec=12, **fixed):
+def problems(draw, dtype="float64", activations=ALL, constrained=True, min_rec=1, max_rec=12, max_steps=8, gain=None, **fixed):
     """Networks of 1 to 37 units, with the tails and odd sizes that vector code gets wrong."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
-    n_rec = draw(st.one_of(st.integers(1, max_rec), st.sampled_from([16, 19, 33, 37])), label="n_rec")
+    n_rec = draw(st.one_of(st.integers(min_rec, max_rec), st.sampled_from([16, 19, 33, 37])), label="n_rec")
     n_in = draw(st.sampled_from([1, 2, 3, 9]), label="n_in")
     loss = draw(st.sampled_from(["mse", "cross_entropy"]), label="loss")
     n_out = draw(st.integers(1 if loss == "mse" else 2, 3), label="n_out")
@@ -68,11 +68,11 @@ def problems(draw, dtype="float64", activations=ALL, constrained=True, max_rec=1
         "bias": draw(st.booleans(), label="bias"),
         "dtype": dtype,
     } | fixed
-    net = mf.Network(n_in, n_rec, n_out, gain=draw(st.sampled_from([0.5, 1.5])), rng=rng, **settings)
+    net = mf.Network(n_in, n_rec, n_out, gain=gain or draw(st.sampled_from([0.5, 1.5])), rng=rng, **settings)
     net.b_out = rng.normal(size=n_out)
     if settings["bias"]:
         net.b_rec = rng.normal(size=n_rec)
-    n_trials, n_steps = draw(st.sampled_from([1, 2, 3, 4, 6]), label="B"), draw(st.integers(1, 8), label="T")
+    n_trials, n_steps = draw(st.sampled_from([1, 2, 3, 4, 6]), label="B"), draw(st.integers(1, max_steps), label="T")
     inputs = rng.normal(size=(n_trials, n_steps, n_in)).astype(dtype)
     if loss == "mse":
         targets = rng.normal(size=(n_trials, n_steps, n_out)).astype(dtype)

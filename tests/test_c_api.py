@@ -89,12 +89,12 @@ def test_what_is_written_into_the_weights_counts_at_the_next_step_in_c(library):
     xs, targets = stream(40)
     one, other = small(), small()
     handle = handle_of(library, other)
-    w = other.network.w_rec  # held, and written into, by Python between two calls from C
+    held, w = one.network.w_rec, other.network.w_rec  # and written into, by Python between two calls from C
     for part in (slice(0, 20), slice(20, 40)):
         expected = one.run(xs[part], targets[part])
         code, ys = steps(library, handle, xs[part], targets[part])
         assert code == 0 and np.array_equal(ys, expected)
-        one.network.w_rec[3, 4] += 1
+        held[3, 4] += 1
         w[3, 4] += 1
     library.destroy(handle)
 

@@ -11,6 +11,7 @@ import modprop_fast as mf
 
 RULES = {
     "exact": mf.ModProp(0.25),
+    "waiting": mf.ModProp(0.25, refresh=2),  # without signs and mask: updates that are not written yet
     "mean": mf.ModProp(0.25, factor="mean", self_modulation=False),
     "running": mf.ModProp("auto", factor="running"),
     "low rank": mf.ModProp(0.25, modulation=mf.LowRank(2)),
@@ -22,11 +23,10 @@ RULES = {
 
 def learner(rule, update, dtype="float32"):
     rng = np.random.default_rng(2)
-    mask = rng.random((19, 19)) < 0.7
+    constraints = {} if rule is RULES["waiting"] else {"dale": {"E": 1, "I": -1}, "mask": rng.random((19, 19)) < 0.7}
     net = mf.Network(
-        2, 19, 3, types={"E": 13, "I": 6}, dale={"E": 1, "I": -1}, mask=mask, activation="tanh", tau=3, bias=True,
-        dtype=dtype, rng=rng,
-    )  # fmt: skip
+        2, 19, 3, types={"E": 13, "I": 6}, activation="tanh", tau=3, bias=True, dtype=dtype, rng=rng, **constraints
+    )
     optimizer = mf.SGD(0.05) if update == "step" else mf.Adam(0.01, schedule=mf.StepDecay(0.5, 1))
     return mf.Learner(net, rule, update=update, optimizer=optimizer, rng=rng)
 

@@ -32,7 +32,7 @@
    the Learner, or read or write its network's arrays, from Python.
 
    Lifetime. A learner lives until mpf_destroy, and holds on to its Python objects until then. Its handle may be passed
-   on afterwards: every call returns MPF_DESTROYED (which costs a few hundred bytes for each learner, until the process
+   on afterwards: every call returns MPF_DESTROYED (which costs less than a kilobyte for each learner, until the process
    ends). Destroy before Py_Finalize; after it no call is allowed but mpf_destroy and mpf_last_error.
 
    Stability. Members are added at the end of the structs; none is changed or removed. The library may be newer than the

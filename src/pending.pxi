@@ -1,0 +1,452 @@
+# Online updates that are felt at once and written later.
+#
+# What a step needs of the updates before it is their product with its input s_t = [z_{t-1} | x_t | 1], and for that
+# no weight has to be written.  Of a unit p whose weights and traces are those of step t0, with j the steps since,
+#
+#     W[p] now  =  W[p]  -  c R[p]  -  sum_j A_j[p] eps_j          A_j[p] = L_j h_j[p] + (lam_j d) h_j[p]
+#
+# where c (r numbers for all units of a group) and A (one number a step) sum what carry_back gives for each error.
+# So a step reads W and R once, adds a few products of vectors, and writes nothing of that size; every step brings
+# one group up to date, in turn, by one update of rank `window`.
+#
+# It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.  It
+# is for `exact`, whose traces are what a step mostly reads and writes; e-prop and `mean` are quicker with one pass over W.
+# The type means of W follow their own recursion, from sums over types of R, h and eps, without a look at W.
+
+
+cdef enum:
+    TERMS = 6     # that `write_row` adds in one pass over a unit's weights and traces
+    MOST_TERMS = SLOTS + 1
+    STRETCH = 24  # lines of a row of weights and traces
+
+ctypedef struct Terms:
+    Py_ssize_t n
+    void *rows[MOST_TERMS]
+    void *w       # (n,) what each row counts for in W
+    void *r0      # and in the traces of either modulator
+    void *r1
+
+
+cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t rank) noexcept nogil:
+    """s[i] += lanes of (out[i] - carry R[i]) . z, over whole LANES of W and all of R."""
+    cdef Py_ssize_t of = per_line(s), n_lines = tile.n // LANES, n_all = tile.stride // LANES, lanes = LANES // F32_LANES, line, k, at, q = 0
+    cdef const vec *R = <const vec *>tile.traces
+    cdef const vec *z = <const vec *>tile.z
+    cdef const vec *w0 = <const vec *>tile.out[0]
+    cdef const vec *w1 = <const vec *>tile.out[1]
+    cdef const vec *w2 = <const vec *>tile.out[2]
+    cdef const vec *w3 = <const vec *>tile.out[3]
+    cdef const void *carry = tile.carry
+    cdef vec g[ROWS]
+    cdef vec e
+    for line in range(n_lines):
+        for k in range(of):
+            e, at = z[q], k % (LANES // F32_LANES)
+            combine(g, NULL, NULL, 0, 0, carry, rank, R + k, q)
+            s[at] += (w0[q] - g[0]) * e
+            s[lanes + at] += (w1[q] - g[1]) * e
+            s[2 * lanes + at] += (w2[q] - g[2]) * e
+            s[3 * lanes + at] += (w3[q] - g[3]) * e
+            q += 1
+        R += rank * ROWS * of
+    for line in range(n_lines, n_all if rank else n_lines):
+        for k in range(of):
+            e, at = z[q], k % (LANES // F32_LANES)
+            combine(g, NULL, NULL, 0, 0, carry, rank, R + k, q)
+            s[at] -= g[0] * e
+            s[lanes + at] -= g[1] * e
+            s[2 * lanes + at] -= g[2] * e
+            s[3 * lanes + at] -= g[3] * e
+            q += 1
+        R += rank * ROWS * of
+
+
+cdef inline void foresee_vectors(vec *s, const Tile *tile) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(ROWS * (LANES // F32_LANES)):
+        s[i] = spread(s, &ZERO, 0)
+    if tile.rank == 0:
+        foresee_body(s, tile, 0)
+    elif tile.rank == 1:
+        foresee_body(s, tile, 1)
+    elif tile.rank == 2:
+        foresee_body(s, tile, 2)
+    else:
+        foresee_body(s, tile, tile.rank)
+
+
+cdef void foresee(real *out, const Tile *tile, const real *edge) noexcept nogil:
+    """out[i] = row i of W . z - carry R[i] . z, for the four units of a block."""
+    cdef Py_ssize_t L = 16 if real is float else 8, first = tile.n // LANES * LANES // L, i
+    cdef f32v s_f32[ROWS * LANES]
+    cdef f64v s_f64[ROWS * LANES]
+    if real is float:
+        foresee_vectors(&s_f32[0], tile)
+        if first * L < tile.n:
+            dot_lines(&s_f32[0], tile.out[0], tile.out[1], tile.out[2], tile.out[3], tile.z, edge, tile.n, first)
+        for i in range(ROWS):
+            out[i] = fold(<real *>&s_f32[0] + L * i)
+    else:
+        foresee_vectors(&s_f64[0], tile)
+        if first * L < tile.n:
+            dot_lines(&s_f64[0], tile.out[0], tile.out[1], tile.out[2], tile.out[3], tile.z, edge, tile.n, first)
+        for i in range(ROWS):
+            out[i] = fold(<real *>&s_f64[0] + L * i)
+
+
+cdef void dot_terms(Model *m, real *out, void **rows, Py_ssize_t n_rows) noexcept nogil:
+    """out[j] = rows[j] . s_t, over (Q,) rows; space for ROWS - 1 more."""
+    cdef Py_ssize_t j = 0, last = n_rows - 1
+    while j < n_rows:
+        dot_rows(out + j, <real *>rows[j], <real *>rows[min(j + 1, last)], <real *>rows[min(j + 2, last)], <real *>rows[min(j + 3, last)],
+                 <real *>m.pre, <real *>m.edge, m.stride)
+        j += ROWS
+
+
+cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
+    """current = (W with all that is pending) s_t, for the step to come: m.t is still that of the last."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, Q = m.stride, group = 0, block, n, i
+    cdef Py_ssize_t n_ages = min(m.window, m.t) + 1
+    cdef bint pending = m.t < m.owed_until
+    cdef real *own = <real *>m.own
+    cdef real *dots = <real *>m.eps_dots
+    cdef const real *z = <const real *>m.pre
+    cdef const real *a
+    cdef const real *e
+    cdef real dot
+    cdef int p
+    cdef Tile tile = open_tile(m, 0, NULL)
+    tile.n, tile.z = m.n_rec, m.pre
+    line_up(<real *>m.edge, z, m.n_rec)
+    for block in range(m.n_blocks):
+        tile.out = m.w_rows + block * ROWS
+        tile.rank = r if pending and m.since[group] else 0
+        tile.carry = <real *>m.carried + group * r
+        tile.traces = <real *>m.traces + block * ROWS * r * Q
+        group = group + 1 if group + 1 < m.n_groups else 0
+        foresee(placed + block * ROWS, &tile, <real *>m.edge)
+    memset(own, 0, P * sizeof(real))
+    if pending:
+        for n in range(n_ages):
+            m.terms[n] = <real *>m.eps + slot(m, m.t - n) * Q
+        dot_terms(m, dots, m.terms, n_ages)
+        for n in range(n_ages):
+            a, e, dot = <real *>m.pending + slot(m, m.t - n) * P, <real *>m.eps_placed + slot(m, m.t - n) * P, dots[n]
+            for i in range(P):
+                placed[i] -= a[i] * dot
+                own[i] += a[i] * e[i]
+    for i in range(P):
+        p = m.unit[i]
+        if p >= 0:
+            (<real *>m.current)[p] = placed[i] if m.autapses else placed[i] + own[i] * z[p]
+
+
+# ---------------------------------------------------------------- after a step
+
+cdef void place_eps(Model *m, real *placed) noexcept nogil:
+    """eps of now by place."""
+    cdef Py_ssize_t i
+    cdef const real *eps = <real *>m.eps + slot(m, m.t) * m.stride
+    for i in range(m.n_blocks * ROWS):
+        if m.unit[i] >= 0:
+            placed[i] = eps[m.unit[i]]
+
+
+cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept nogil:
+    """What this step's error says of the weights is added to what is pending; `n_steps`: the most that a group
+    lags behind, `carry`: of `carry_back`."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, s = slot(m, m.t), n, c, i, a, group, first, end
+    cdef real *A = <real *>m.pending + s * P
+    cdef const real *onto
+    cdef const real *h
+    cdef real *carried
+    place_eps(m, <real *>m.eps_placed + s * P)
+    if not learn:
+        return
+    m.owed_until = m.t + m.n_groups
+    memcpy(A, <real *>m.local + s * P, P * sizeof(real))
+    for group in range(m.n_groups):
+        carried = <real *>m.carried + group * r
+        n = m.t - m.since[group]
+        for a in range(r):
+            carried[a] += carry[n * r + a]
+    for n in range(1, n_steps + 1):
+        A, h = <real *>m.pending + slot(m, m.t - n) * P, <real *>m.h_past + slot(m, m.t - n) * P
+        onto = <real *>m.back_drive + n * m.n_drive
+        if m.type == NULL:
+            for i in range(P):
+                A[i] += onto[i] * h[i]
+            continue
+        first = 0
+        for c in range(r):
+            end = m.type_ends[c]
+            axpy(A + first, onto[c], h + first, end - first)
+            first = end
+
+
+cdef inline void write_line(vec *g, vec *R, const void *carry, vec c0, vec c1, vec k00, vec k01, vec k10, vec k11, const vec *cw, const vec *r0, const vec *r1,
+                            const vec **rows, Py_ssize_t count, Py_ssize_t rank, bint mix, Py_ssize_t q) noexcept nogil:
+    """One vector of `write_body`: g, and R in its place."""
+    cdef Py_ssize_t apart = ROWS * per_line(R), j
+    cdef vec x, y, s, t, sum = spread(R, &ZERO, 0)
+    if rank > 2:
+        for j in range(rank if mix else 0):
+            sum += spread(R, carry, j) * R[j * apart]
+    elif rank:
+        x = s = R[0]
+        if rank == 2:
+            y = t = R[apart]
+        if mix:
+            sum, s = c0 * x, k00 * x
+            if rank == 2:
+                sum, s, t = sum + c1 * y, s + k01 * y, k10 * x + k11 * y
+    for j in range(count):
+        x = rows[j][q]
+        sum += cw[j] * x
+        if rank == 1 or rank == 2:
+            s += r0[j] * x
+        if rank == 2:
+            t += r1[j] * x
+    if rank == 1 or rank == 2:
+        R[0] = s
+        if rank == 2:
+            R[apart] = t
+    g[0] = sum
+
+
+cdef inline void write_body(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end,
+                            Py_ssize_t first, Py_ssize_t count, Py_ssize_t rank, bint mix) noexcept nogil:
+    """Row i of W and its traces from line to line by `count` terms from `first` on, and with `mix` by what the traces were.
+
+    Of more than two modulators the traces are read only: each new one needs all the old ones.
+    """
+    cdef Py_ssize_t of = per_line(kind), n_lines = tile.n // LANES, n_all = tile.stride // LANES, line, k, j, q = begin * of
+    cdef vec *R = <vec *>tile.traces + (begin * rank * ROWS + i) * of
+    cdef vec *w = <vec *>tile.out[i]
+    cdef vec *tail = <vec *>tile.tail + (i * (n_all + 1) + 1 + max(begin - n_lines, 0)) * of
+    cdef const vec *rows[TERMS]
+    cdef vec cw[TERMS]
+    cdef vec r0[TERMS]
+    cdef vec r1[TERMS]
+    cdef vec g, zero = spread(kind, &ZERO, 0), c0 = zero, c1 = zero, k00 = zero, k01 = zero, k10 = zero, k11 = zero
+    if (rank == 1 or rank == 2) and mix:
+        c0, k00 = spread(kind, tile.carry, 0), spread(kind, tile.K, 0)
+        if rank == 2:
+            c1, k01, k10, k11 = spread(kind, tile.carry, 1), spread(kind, tile.K, 1), spread(kind, tile.K, 2), spread(kind, tile.K, 3)
+    for j in range(count):
+        rows[j], cw[j] = <const vec *>terms.rows[first + j], spread(kind, terms.w, first + j)
+        if rank == 1 or rank == 2:
+            r0[j] = spread(kind, terms.r0, first + j)
+        if rank == 2:
+            r1[j] = spread(kind, terms.r1, first + j)
+    for line in range(begin, min(end, n_lines)):
+        for k in range(of):
+            write_line(&g, R + k, tile.carry, c0, c1, k00, k01, k10, k11, cw, r0, r1, rows, count, rank, mix, q)
+            w[q] -= g
+            q += 1
+        R += rank * ROWS * of
+    for line in range(max(begin, n_lines), end):
+        for k in range(of):
+            write_line(&g, R + k, tile.carry, c0, c1, k00, k01, k10, k11, cw, r0, r1, rows, count, rank, mix, q)
+            tail[0] = g if mix else tail[0] + g
+            tail += 1
+            q += 1
+        R += rank * ROWS * of
+
+
+cdef inline void write_by(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end,
+                          Py_ssize_t first, Py_ssize_t rank, bint mix) noexcept nogil:
+    """`write_body`, whose number of terms is a constant to the compiler; terms are filled up by one of nothing."""
+    cdef Py_ssize_t left = terms.n - first
+    if left <= 0:
+        write_body(kind, tile, i, terms, begin, end, first, 0, rank, mix)
+    elif left <= 2:
+        write_body(kind, tile, i, terms, begin, end, first, 2, rank, mix)
+    elif left <= 4:
+        write_body(kind, tile, i, terms, begin, end, first, 4, rank, mix)
+    else:
+        write_body(kind, tile, i, terms, begin, end, first, TERMS, rank, mix)
+
+
+cdef void write_vectors(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef Py_ssize_t first = TERMS
+    if tile.rank == 1:
+        write_by(kind, tile, i, terms, begin, end, 0, 1, True)
+    elif tile.rank == 2:
+        write_by(kind, tile, i, terms, begin, end, 0, 2, True)
+    else:
+        write_body(kind, tile, i, terms, begin, end, 0, 0, tile.rank, True)
+        first = 0
+    while first < terms.n:
+        if tile.rank == 1:
+            write_by(kind, tile, i, terms, begin, end, first, 1, False)
+        elif tile.rank == 2:
+            write_by(kind, tile, i, terms, begin, end, first, 2, False)
+        else:
+            write_by(kind, tile, i, terms, begin, end, first, 0, False)
+        first += TERMS
+
+
+cdef void write_row(const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end, const real *_) noexcept nogil:
+    """From line to line: W[i] -= carry R + sum_j w[j] rows[j], of columns that are not whole LANES of W into `tail`;
+    R = K R + sum_j r[j] rows[j]."""
+    if real is float:
+        write_vectors(<const f32v *>NULL, tile, i, terms, begin, end)
+    else:
+        write_vectors(<const f64v *>NULL, tile, i, terms, begin, end)
+
+
+cdef inline void push(Terms *terms, void *row, real w, real r0, real r1) noexcept nogil:
+    terms.rows[terms.n] = row
+    (<real *>terms.w)[terms.n], (<real *>terms.r0)[terms.n], (<real *>terms.r1)[terms.n] = w, r0, r1
+    terms.n += 1
+
+
+cdef void unit_terms(Model *m, Terms *terms, Py_ssize_t i, Py_ssize_t n_steps, const real *_) noexcept nogil:
+    """What the unit at place i is owed, of every step at which it was not at rest; taken from what is pending."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, D = m.n_drive, n, s
+    cdef unsigned long long steps = m.awake[i] & ((<unsigned long long>2 << n_steps) - 1)
+    cdef const real *drive
+    cdef real *A
+    cdef real h
+    terms.n = 0
+    while steps:
+        n = lowest(steps)
+        steps &= steps - 1
+        s = slot(m, m.t - n)
+        A, h = <real *>m.pending + s * P + i, (<real *>m.h_past)[s * P + i] if n else 0
+        drive = <real *>m.power_drive + n * r * D + m.drive_class[m.unit[i]]
+        push(terms, <real *>m.eps + s * m.stride, A[0], h * drive[0] if n else 0, h * drive[D] if n and r > 1 else 0)
+        A[0] = 0
+    if terms.n:
+        push(terms, terms.rows[0], <real>0, 0, 0)  # one of nothing, for who takes an even number
+        terms.n -= 1
+
+
+cdef void write_block(Model *m, const Tile *tile, const int *unit, Py_ssize_t n_steps, real *coef) noexcept nogil:
+    """Four units: their weights, and up to two modulators' traces.  By stretches of columns, so that terms are still in
+    the first cache for the second of them."""
+    cdef Py_ssize_t i, p, a, first = 0, last, n_lines = m.stride // LANES, r = m.rank
+    cdef real own[ROWS]
+    cdef Terms terms[ROWS]
+    for i in range(ROWS):
+        terms[i].w, terms[i].r0, terms[i].r1 = coef + i * 3 * MOST_TERMS, coef + (i * 3 + 1) * MOST_TERMS, coef + (i * 3 + 2) * MOST_TERMS
+        if unit[i] >= 0:
+            unit_terms(m, &terms[i], unit - m.unit + i, n_steps, coef)
+            own[i] = (<real *>tile.out[i])[unit[i]]
+        else:
+            memset(<real *>m.tail + i * (LANES + m.stride) + LANES, 0, m.stride * sizeof(real))
+    while first < n_lines:
+        last = min(first + STRETCH, n_lines)
+        for i in range(ROWS):
+            if unit[i] >= 0:
+                write_row(tile, i, &terms[i], first, last, coef)
+        first = last
+    for i in range(ROWS if not m.autapses else 0):
+        p = unit[i]
+        if p >= 0:
+            if p < m.n_rec // LANES * LANES:
+                (<real *>tile.out[i])[p] = own[i]
+            for a in range(r if r <= 2 else 0):
+                (<real *>tile.traces)[((p // LANES * r + a) * ROWS + i) * LANES + p % LANES] = 0  # no synapse is there
+    descend_rest(m, tile, unit, <real *>NULL)
+
+
+cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
+    """Bring the weights and the traces of one group of blocks up to date."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, n_steps = m.t - m.since[group], block = group, n
+    cdef bint owed = m.t - n_steps < m.owed_until, held = m.since[group] > 0
+    cdef Tile tile = open_tile(m, r, <real *>m.carried + group * r)
+    tile.n, tile.tail, tile.K = m.n_rec, m.tail, <real *>m.power_K + n_steps * r * r
+    while block < m.n_blocks:
+        tile.traces, tile.out = <real *>m.traces + block * ROWS * r * m.stride, m.w_rows + block * ROWS
+        if owed:
+            if not held:
+                memset(tile.traces, 0, ROWS * r * m.stride * sizeof(real))
+            write_block(m, &tile, m.unit + block * ROWS, n_steps, coef)
+        if r > 2 or not owed:
+            advance_block(m, block, n_steps, held, coef)
+        for n in range(1, n_steps + 1):
+            memset(<real *>m.h_past + slot(m, m.t - n) * P + block * ROWS, 0, ROWS * sizeof(real))
+        block += m.n_groups
+    memset(<real *>m.carried + group * r, 0, r * sizeof(real))
+    m.since[group] = m.t
+
+
+# ---------------------------------------------------------------- sums over types
+
+cdef void sum_step(Model *m, real *scratch) noexcept nogil:
+    """Over each type: h, eps, h eps and L h eps of now."""
+    cdef Py_ssize_t n = m.n_rec, Q = m.stride, p, b
+    cdef const real *h = <const real *>m.h
+    cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
+    cdef const real *local = <real *>m.local + slot(m, m.t) * m.n_blocks * ROWS
+    cdef real *product = scratch
+    cdef real *learned = scratch + Q
+    cdef real out[ROWS]
+    for p in range(n):
+        product[p] = h[p] * eps[p]
+        learned[p] = local[m.place[p]] * eps[p]
+    for b in range(m.rank):
+        line_up(<real *>m.edge, <real *>m.membership + b * n, n)
+        dot_rows(&out[0], h, eps, product, learned, <real *>m.membership + b * n, <real *>m.edge, n)
+        m.step_sums[b], m.step_sums[m.rank + b] = out[0], out[1]
+        m.step_sums[2 * m.rank + b] = 0 if m.autapses else out[2]
+        m.step_sums[3 * m.rank + b] = 0 if m.autapses else out[3]
+
+
+cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
+    """The sums over types of W, and of R, which obey R's own recursion, after this step."""
+    cdef Py_ssize_t r = m.rank, a, b, c, d
+    cdef double *T = m.trace_sums      # (r, r, r) [modulator, post, pre]
+    cdef double *before = m.step_sums + 4 * r
+    cdef double *mixed = m.step_sums + 7 * r
+    cdef const real *K = <const real *>m.K
+    cdef const real *drive = <const real *>m.drive
+    cdef const real *modulator = <real *>m.modulator + slot(m, m.t) * r
+    cdef double change
+    memcpy(before, m.step_sums, 3 * r * sizeof(double))
+    sum_step(m, scratch)
+    for a in range(r):
+        for b in range(r):
+            change = before[a] * before[r + b] - (before[2 * r + a] if a == b else 0)
+            for c in range(r):
+                mixed[c] = <double>drive[a * r + c] * change
+                for d in range(r):
+                    mixed[c] += <double>K[c * r + d] * T[(d * r + a) * r + b]
+            for c in range(r):
+                T[(c * r + a) * r + b] = mixed[c]
+            if learn:
+                change = modulator[a] * m.step_sums[r + b] - (m.step_sums[3 * r + a] if a == b else 0)
+                for c in range(r):
+                    change += modulator[c] * mixed[c]
+                m.type_sums[a * r + b] -= change
+
+
+cdef void take_stock(Model *m, real *scratch) noexcept nogil:
+    """Before updates are deferred again: everything is up to date, and the sums are taken from W and R themselves."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, n = m.n_rec, Q = m.stride, a, b, c, p, q, now = slot(m, m.t), s
+    cdef const real *w
+    cdef const real *R
+    for s in range(SLOTS):
+        if s != now:
+            memset(<real *>m.h_past + s * P, 0, P * sizeof(real))
+    place_eps(m, <real *>m.eps_placed + now * P)
+    m.counted = True
+    if not m.follows:
+        return
+    memset(m.type_sums, 0, r * r * sizeof(double))
+    for p in range(n):
+        w = <real *>m.w_rec + p * n
+        for q in range(n):
+            m.type_sums[m.type[p] * r + m.type[q]] += w[q]
+    memset(m.trace_sums, 0, r * r * r * sizeof(double))
+    sum_step(m, scratch)
+    if m.since[0] == 0:
+        return
+    for p in range(n):
+        R = <real *>m.traces + (m.place[p] // ROWS) * ROWS * r * Q + m.place[p] % ROWS * LANES
+        for c in range(r):
+            for q in range(n):
+                if q != p or m.autapses:
+                    m.trace_sums[(c * r + m.type[p]) * r + m.type[q]] += R[(q // LANES * r + c) * ROWS * LANES + q % LANES]

@@ -1,0 +1,107 @@
+"""Updates that are felt at once and written later: nobody may see a difference."""
+
+import gc
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from problems import assert_close, problems
+from test_streaming import FOLLOWING, RULES, stream, twin
+
+import modprop_fast as mf
+
+pytestmark = pytest.mark.filterwarnings("ignore:rho")
+WITHOUT = {"no cell": mf.ModProp(0.25, mf.LowRank(2), factor="mean")}
+EVENTS = ("look", "hold", "release", "reset", "other learner", "window")
+unconstrained = {"constrained": False, "min_rec": 16, "max_rec": 40, "max_steps": 40}
+
+
+@settings(max_examples=200)
+@given(
+    problems(gain=0.5, **unconstrained),
+    st.sampled_from(sorted(RULES | FOLLOWING | WITHOUT)).map((RULES | FOLLOWING | WITHOUT).get),
+    st.lists(st.tuples(st.integers(0, 39), st.sampled_from(EVENTS)), max_size=6),
+)
+def test_updates_that_wait_are_updates(problem, rule, events):
+    """Whatever happens on the way: against gradients that add up and are applied after every step, or, for a rule that
+    stands still within a stream, against a learner that has to write at once because somebody holds its weights."""
+    xs, each, targets, _ = stream(problem)
+    applied = rule in RULES.values()
+    waiting = twin(problem, rule, optimizer=mf.SGD(0.005))
+    plain = twin(problem, rule, optimizer=mf.SGD(0.005), update="apply" if applied else "step")
+    held, always = None, None if applied else plain.network.w_rec
+    for t, (x, target) in enumerate(zip(xs, each)):
+        for event in [event for at, event in events if at == t]:
+            if event == "look":
+                assert_close({"w": waiting.network.w_rec}, {"w": plain.network.w_rec}, 1e-9)
+            elif event == "hold":
+                held = waiting.network.w_in
+            elif event == "release":
+                held = None
+            elif event == "reset":
+                waiting.reset()
+                plain.reset()
+            elif event == "window":
+                waiting._engine.window = t % 31 + 1
+            else:
+                loss = [learner.evaluate(xs[None], targets[None]).loss for learner in (waiting, plain)]
+                assert np.isclose(*loss, rtol=1e-9)
+        try:
+            expected = plain.step(x, target)
+        except FloatingPointError:
+            assume(False)
+        assume(np.abs(expected).max() < 100)  # it learns: else rounding errors grow
+        y = waiting.step(x, target)
+        assert np.allclose(y, expected, rtol=1e-8, atol=1e-10)
+        if applied and target is not None:
+            plain.apply()
+        if held is not None:
+            assert_close({"w": held}, {"w": plain.network.w_in}, 1e-9)
+    assert always is None or not plain._engine.arrays["pending"].any()
+    assert_close(waiting.network.weights, plain.network.weights, 1e-9)
+    if waiting._engine.means is not None:
+        assert np.allclose(waiting._engine.means, plain._engine.means, rtol=1e-9, atol=1e-12)
+
+
+def learned(n_steps, **kwargs):
+    rng = np.random.default_rng(0)
+    net = mf.Network(2, 20, 1, types={"E": 0.8, "I": 0.2}, rng=rng, **kwargs)
+    learner = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(0.05))
+    xs, targets = rng.normal(size=(n_steps, 2)), rng.normal(size=(n_steps, 1))
+    learner.run(xs.astype(net.dtype), targets.astype(net.dtype))
+    return net, learner
+
+
+def test_weights_wait_and_nothing_waits_for_ever():
+    net, learner = learned(11)
+    before = net._weights["w_rec"].copy()  # behind the property's back
+    assert learner._engine.arrays["pending"].any()
+    net.settle()
+    assert not learner._engine.arrays["pending"].any()
+    assert not np.array_equal(net._weights["w_rec"], before)
+
+    gone, learner = learned(11)
+    del learner
+    gc.collect()
+    assert np.array_equal(gone.w_rec, net.w_rec)
+
+
+def test_two_learners_of_one_network_take_turns():
+    """Each update of one is there for the other at its next step."""
+    rng = np.random.default_rng(1)
+    nets = [mf.Network(2, 20, 1, dtype="float64", rng=np.random.default_rng(0)) for _ in range(2)]
+    shared = [mf.Learner(nets[0], mf.EProp(), optimizer=mf.SGD(0.05)) for _ in range(2)]
+    plain = [mf.Learner(nets[1], mf.EProp(), optimizer=mf.SGD(0.05), update="apply") for _ in range(2)]
+    for _ in range(30):
+        i, x, target = rng.integers(2), rng.normal(size=2), rng.normal(size=1)
+        assert np.allclose(shared[i].step(x, target), plain[i].step(x, target), rtol=1e-9)
+        plain[i].apply()
+    assert_close(nets[0].weights, nets[1].weights, 1e-10)
+
+
+def test_sums_over_types_are_taken_anew(monkeypatch):
+    """They follow by their own recursion; after a long stream they are still those of W."""
+    net, learner = learned(70_000)
+    exact = [[net.w_rec[np.ix_(net.types == a, net.types == b)].mean(dtype=float) for b in range(2)] for a in range(2)]
+    assert np.allclose(learner._engine.means, exact, rtol=1e-4, atol=1e-7)
