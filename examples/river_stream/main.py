@@ -41,8 +41,8 @@ class ModPropRegressor(base.Regressor):
         self._learner.step(inputs, target=np.array([y], float))
 
     def predict_one(self, x):
-        net = self._learner.network
-        return float((net.w_out @ np.tanh(self._ahead(self._inputs(x))) + net.b_out)[0])
+        z, weights = np.tanh(self._ahead(self._inputs(x))), self._learner.network.weights
+        return float((weights["w_out"] @ z + weights["b_out"])[0])
 
     def _inputs(self, x):
         inputs = np.zeros(self.n_in)
@@ -51,8 +51,8 @@ class ModPropRegressor(base.Regressor):
         return inputs
 
     def _ahead(self, inputs):
-        net = self._learner.network
-        return net.leak * self._v + (1 - net.leak) * (net.w_rec @ np.tanh(self._v) + net.w_in @ inputs)
+        k, weights = self._learner.network.leak, self._learner.network.weights
+        return k * self._v + (1 - k) * (weights["w_rec"] @ np.tanh(self._v) + weights["w_in"] @ inputs)
 
 
 def reactor(n, seed=0):
