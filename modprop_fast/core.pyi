@@ -14,6 +14,7 @@ __pyx_capi__: dict[str, Any]  # capsules of the functions of core.pxd
 
 MAX_TOGETHER: int
 MAX_WINDOW: int
+PLAN_EVERY: int
 
 def compiler() -> str: ...
 def available_isas() -> tuple[str, ...]: ...
@@ -54,6 +55,7 @@ class Latency:
 class Engine:
     GRADIENT: ClassVar[tuple[str, str, str]]
     ADDRESSES: ClassVar[tuple[str, str, str]]
+    since_plan: int
     def __init__(
         self,
         network: Network,
@@ -64,6 +66,7 @@ class Engine:
         online: bool = False,
         lr: float = 0.0,
         on_unstable: Callable[[], object] | None = None,
+        on_plan: Callable[[], object] | None = None,
     ) -> None: ...
     @property
     def arrays(self) -> dict[str, _Floats]: ...

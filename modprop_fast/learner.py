@@ -142,7 +142,10 @@ class Learner:
 
     def _new_engine(self):
         online, lr = self.update == "step", self.optimizer.lr
-        return Engine(self.network, self._plan, self.loss_name, self._feedback, online=online, lr=lr, on_unstable=self._warn)
+        return Engine(
+            self.network, self._plan, self.loss_name, self._feedback, online=online, lr=lr, on_unstable=self._warn,
+            on_plan=self._follow_stream if online and self.rule.follows else None,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ streaming
 
@@ -225,6 +228,7 @@ class Learner:
         self._measure(self._engine)
         self._follow_weights()
         self._engine.reset()
+        self._engine.since_plan = 0
 
     @property
     def latency(self) -> Latency:
@@ -450,6 +454,13 @@ class Learner:
             self._engine.refresh()
             if self.rule.follows and self._planned_for != self.network._stamp[0]:
                 self._replan()
+
+    def _follow_stream(self):
+        """A stream that learns has no end at which to follow: a rule that follows does so from time to time."""
+        if self._plan.measures_h:
+            self._measure(self._engine)
+        else:
+            self._replan()
 
     def _replan(self):
         """The rule as it stands for these weights and this mean of h."""

@@ -26,6 +26,7 @@ cdef enum:
     WINDOW = 16
 
 MAX_WINDOW = SLOTS - 1
+PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the weights or the activity
 
 include "machine.pxi"
 include "latency.pxi"
@@ -111,6 +112,8 @@ cdef class Engine:
         Descend by `lr` at every step with an error; otherwise the gradient is accumulated in `arrays`.
     on_unstable : callable, optional
         Called after a step that left the filter with rho(K) >= 1.
+    on_plan : callable, optional
+        Called in a stream after every PLAN_EVERY steps: time for another plan.
     """
 
     cdef Model m
@@ -125,20 +128,22 @@ cdef class Engine:
     cdef PyObject *b_rec
     cdef PyObject *block
     cdef object __weakref__
-    cdef Py_ssize_t n_weights
+    cdef Py_ssize_t n_weights, window_online
     cdef char format
     cdef int type_number
     cdef int busy  # taken and released by `mpf_take` and `mpf_release`: the C face does not hold the GIL
     cdef bint streams
     cdef readonly Latency latency
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
-    cdef object on_unstable
+    cdef object on_unstable, on_plan
+    cdef public Py_ssize_t since_plan  # steps
 
     GRADIENT = ("grad", "grad_w_out", "grad_b_out")
 
-    def __init__(self, network, plan, loss, feedback=None, *, bint online=False, double lr=0.0, on_unstable=None):
+    def __init__(self, network, plan, loss, feedback=None, *, bint online=False, double lr=0.0, on_unstable=None, on_plan=None):
         cdef Model *m = &self.m
-        self.network, self.plan, self.feedback, self.on_unstable = network, plan, feedback, on_unstable
+        self.network, self.plan, self.feedback = network, plan, feedback
+        self.on_unstable, self.on_plan = on_unstable, on_plan
         self.streams = not plan.offline_because
         self.latency = Latency()
         cdef bint double_precision = network.dtype == np.float64
@@ -149,8 +154,6 @@ cdef class Engine:
         m.n_in, m.n_rec, m.n_out = network.n_in, network.n_rec, network.n_out
         m.rank = plan.rank
         m.n_class = plan.rank
-        m.window = WINDOW_ONLINE if online else WINDOW
-        m.n_groups = m.window if online else 1
         sources = m.n_rec + m.n_in + ("b_rec" in network.weights)
         m.stride = -(-sources // LANES) * LANES
         m.activation = {"relu": RELU, "softplus": SOFTPLUS, "tanh": TANH, "sigmoid": SIGMOID, "identity": IDENTITY}[
@@ -162,15 +165,16 @@ cdef class Engine:
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
         m.follows = online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
+        m.may_defer = online and m.trace == TRACE_EXACT and network.sign is None and network.mask is None and m.n_rec >= LANES
+        self.window_online = WINDOW_ONLINE if not m.may_defer else WINDOW_DEFERRED if m.n_rec < 256 else WINDOW
+        m.window = self.window_online if online else WINDOW
+        m.n_groups = m.window if online else 1
         m.exact_steps = plan.exact_steps if plan.exact_steps < SLOTS and not plan.offline_because else 0
         if m.exact_steps:
             m.window = m.exact_steps
         if plan.taps is not None:
             m.n_taps, m.fixed_taps, m.window, m.n_groups = len(plan.taps), plan.taps.ndim > 1, 1, 1
         m.one_tap, m.running = plan.one_tap, plan.hbar is not None
-        m.may_defer = online and m.trace == TRACE_EXACT and network.sign is None and network.mask is None and m.n_rec >= LANES
-        if m.may_defer:
-            m.window = m.n_groups = WINDOW_DEFERRED if m.n_rec < 256 else WINDOW
         self._bind_weights()
         self._lay_out()
         self._allocate()
@@ -359,7 +363,7 @@ cdef class Engine:
         if m.deferred:
             self.kernels.settle(m)  # the weights go with the network
         numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable,
-                   m.deferred, m.counted, m.owed_until)
+                   m.deferred, m.counted, m.owed_until, self.since_plan)
         arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in self.ADDRESSES}
         return {"numbers": numbers, "arrays": arrays}
 
@@ -367,7 +371,7 @@ cdef class Engine:
         """Go on where another engine of the same make was."""
         cdef Model *m = &self.m
         (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable,
-         m.deferred, m.counted, m.owed_until) = snapshot["numbers"]
+         m.deferred, m.counted, m.owed_until, self.since_plan) = snapshot["numbers"]
         own = self.constants | self.arrays
         for name, a in snapshot["arrays"].items():
             if own[name].shape == a.shape:  # else that of a gradient by chunks, which is zero between them
@@ -507,6 +511,8 @@ cdef class Engine:
             raise FloatingPointError(f"step: expected a finite readout, got {self.y}; the weights were left as they were")
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
+        if self.on_plan is not None:
+            self._count(1)
         cdef cnp.npy_intp n_out = self.m.n_out
         y = cnp.PyArray_EMPTY(1, &n_out, self.type_number, 0)
         memcpy(cnp.PyArray_DATA(y), self.m.y, cnp.PyArray_NBYTES(y))
@@ -519,6 +525,12 @@ cdef class Engine:
             return PyNumber_Index(target)
         except TypeError:
             raise TypeError(f"target: expected a class, an integer in 0..{self.m.n_out - 1}, got {describe(target)}") from None
+
+    cdef _count(self, Py_ssize_t n_steps):
+        self.since_plan += n_steps
+        if self.since_plan >= PLAN_EVERY:
+            self.since_plan = 0
+            self.on_plan()
 
     cdef inline int _notice_writes(self) except -1 nogil:
         """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
@@ -559,6 +571,23 @@ cdef class Engine:
         chunk > 0, for an engine that is online: weights frozen for so many steps, then one update.
         Returns the sum of the losses, each times `scale`.
         """
+        cdef Py_ssize_t first = 0, last, n = len(xs), size = max(chunk, 1)
+        cdef double total = 0
+        if self.on_plan is None:
+            return self._run(xs, target, label, mask, learn, ys, chunk, 0)
+        while True:  # up to when a plan is due, by whole chunks
+            last = min(n, first + -(-(PLAN_EVERY - self.since_plan) // size) * size)
+            part = slice(first, last)
+            aims = [None if each is None else each[part] for each in (target, label, mask, ys)]
+            total += self._run(xs[part], aims[0], aims[1], aims[2], learn, aims[3], chunk, first)
+            self._count(last - first)
+            first = last
+            if first == n:
+                self.m.loss_sum = total
+                return total
+
+    cdef double _run(self, xs, target, label, mask, bint learn, ys, Py_ssize_t chunk, Py_ssize_t first) except? -1:
+        """`run`, of a stretch that begins at step `first`."""
         cdef Trials trial = self._trials(xs, target, label, mask)
         cdef bint chunked = chunk > 0 and self.m.online
         cdef int status
@@ -575,9 +604,10 @@ cdef class Engine:
         if chunked:
             if status != OK:
                 self.clear()
-            self._accumulate(False, WINDOW_ONLINE)
+            self._accumulate(False, self.window_online)
         self._tell_writes()
         mpf_release(&self.busy)
+        trial.steps_done += first
         self._check(status, &trial)
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
