@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from typing import Any, ClassVar, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -110,7 +111,13 @@ class Engine:
         learn: bool,
         ys: _Floats | None = None,
         chunk: int = 0,
+        *,
+        pool: Executor | None = None,
+        threads: int = 1,
     ) -> float: ...
+    @property
+    def shares_rows(self) -> bool: ...
+    def assist(self, place: int) -> None: ...
     @property
     def window(self) -> int: ...
     @window.setter

@@ -44,7 +44,8 @@ class Learner:
         ``step``: plain SGD within every step that has an error.  ``apply``: gradients add up until `apply`.
         Default: ``step`` where the optimizer is plain SGD(lr), else ``apply``.
     threads : int, optional
-        Threads over the trials of a batch, by default all that are available; no result depends on it.
+        Threads over the trials of a batch, and over the units in `run` with the exact factor from 768 units on (without
+        signs and mask); by default all that are available.  No result depends on it.
     rng : numpy.random.Generator, optional
         Source of random feedback and of the signs of `UORO`, needed for these alone.
 
@@ -213,7 +214,8 @@ class Learner:
             targets = checks.read("targets", targets)[None]
             trial = check_targets(self.loss_name, targets, mask, 1, len(xs), network.n_out, network.dtype).trial(0)
         ys = np.empty((len(xs), network.n_out), network.dtype)
-        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0)
+        pool = self._threads() if self.threads > 1 and self._engine.shares_rows else None
+        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0, pool=pool, threads=self.threads)
         return ys
 
     def weights_changed(self):
@@ -408,18 +410,21 @@ class Learner:
                 run_trials(engines, trials, mode != "evaluate", ys, alone=alone)
             return engines
 
-        if len(parts) > 1 and self.threads > 1 and self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="modprop_fast")
         for first in range(0, len(parts), self.threads):
             wave = parts[first : first + self.threads]
             slots = [engines[k * together : k * together + len(part)] for k, part in enumerate(wave)]
             if len(wave) == 1:
                 yield from one(slots[0], wave[0])
                 continue
-            futures = [self._pool.submit(one, *task) for task in zip(slots, wave)]
+            futures = [self._threads().submit(one, *task) for task in zip(slots, wave)]
             wait(futures)
             for future in futures:
                 yield from future.result()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="modprop_fast")
+        return self._pool
 
     # ------------------------------------------------------------ updates
 

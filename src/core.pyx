@@ -24,6 +24,8 @@ cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
     WINDOW_DEFERRED = 8  # of less than 256 units; of more, WINDOW
     WINDOW = 16
+    TEAM_FROM = 768  # units, measured: 1.4 times as fast with two threads; at 512 1.15, at 256 slower
+    TEAM_STEPS = 8  # fewer are over before the others have come
 
 MAX_WINDOW = SLOTS - 1
 PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the weights or the activity
@@ -117,6 +119,7 @@ cdef class Engine:
     """
 
     cdef Model m
+    cdef Team team
     cdef const Kernels *kernels
     cdef object network, plan, feedback
     cdef readonly dict arrays  # state, scratch and gradient by name
@@ -257,7 +260,7 @@ cdef class Engine:
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
-                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
+                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
                 "pending": (S * m.may_defer, P), "carried": (S * m.may_defer, r), "eps_placed": (S * m.may_defer, P),
@@ -565,28 +568,30 @@ cdef class Engine:
         self.stamp[0] += 1
         self.seen = self.stamp[0]
 
-    def run(self, xs, target, label, mask, bint learn, ys=None, Py_ssize_t chunk=0):
+    def run(self, xs, target, label, mask, bint learn, ys=None, Py_ssize_t chunk=0, *, pool=None, int threads=1):
         """`step` over checked arrays: xs (T, n_in), target (T, n_out) or label (T,), mask (T,); None where absent.
 
         chunk > 0, for an engine that is online: weights frozen for so many steps, then one update.
+        pool: an executor of so many threads, which share the rows of a large network.
         Returns the sum of the losses, each times `scale`.
         """
         cdef Py_ssize_t first = 0, last, n = len(xs), size = max(chunk, 1)
         cdef double total = 0
         if self.on_plan is None:
-            return self._run(xs, target, label, mask, learn, ys, chunk, 0)
+            return self._run(xs, target, label, mask, learn, ys, chunk, 0, pool, threads)
         while True:  # up to when a plan is due, by whole chunks
             last = min(n, first + -(-(PLAN_EVERY - self.since_plan) // size) * size)
             part = slice(first, last)
             aims = [None if each is None else each[part] for each in (target, label, mask, ys)]
-            total += self._run(xs[part], aims[0], aims[1], aims[2], learn, aims[3], chunk, first)
+            total += self._run(xs[part], aims[0], aims[1], aims[2], learn, aims[3], chunk, first, pool, threads)
             self._count(last - first)
             first = last
             if first == n:
                 self.m.loss_sum = total
                 return total
 
-    cdef double _run(self, xs, target, label, mask, bint learn, ys, Py_ssize_t chunk, Py_ssize_t first) except? -1:
+    cdef double _run(self, xs, target, label, mask, bint learn, ys, Py_ssize_t chunk, Py_ssize_t first,
+                     pool, int threads) except? -1:
         """`run`, of a stretch that begins at step `first`."""
         cdef Trials trial = self._trials(xs, target, label, mask)
         cdef bint chunked = chunk > 0 and self.m.online
@@ -597,10 +602,12 @@ cdef class Engine:
         self._notice_writes()
         if chunked:
             self._accumulate(True, min(chunk, SLOTS - 1))
+        others = self._call_team(pool, threads) if self.m.deferred and trial.n_steps >= TEAM_STEPS else []
         with nogil:
             fp = mpf_flush()
             status = self.kernels.run(&self.m, &trial)
             mpf_unflush(fp)
+        self._dismiss_team(others)
         if chunked:
             if status != OK:
                 self.clear()
@@ -612,6 +619,39 @@ cdef class Engine:
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
         return self.m.loss_sum
+
+    cdef bint _shares_rows(self):
+        return self.m.may_defer and self.m.n_rec >= TEAM_FROM and self.m.rank <= 2
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether `run` can use several threads."""
+        return self._shares_rows()
+
+    cdef list _call_team(self, pool, int threads):
+        """Threads of the pool that wait for their parts."""
+        self.team.n = min(threads, TEAM)
+        if pool is None or self.team.n < 2 or not self._shares_rows():
+            return []
+        self.team.ticket = self.team.arrived = 0
+        self.team.go, self.m.team = True, &self.team
+        return [pool.submit(self.assist, place) for place in range(1, self.team.n)]
+
+    cdef _dismiss_team(self, list others):
+        if others:
+            self.team.go = False
+            mpf_add(&self.team.ticket, 1)
+            for other in others:
+                other.result()
+            self.m.team = NULL
+
+    def assist(self, int place):
+        """Be a thread of the team; returns when the run is over."""
+        cdef unsigned long long fp
+        with nogil:
+            fp = mpf_flush()
+            self.kernels.assist(&self.m, place)
+            mpf_unflush(fp)
 
     cdef _accumulate(self, bint on, Py_ssize_t window):
         """Between two steps, from descending at once to adding up, or back."""
