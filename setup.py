@@ -8,7 +8,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-SOURCES = ["src/model.pxd", "src/kernels.pyx", *map(str, Path("src").glob("*.pxi"))]
+SOURCES = ["src/model.pxd", "src/threads.h", "src/kernels.pyx", *map(str, Path("src").glob("*.pxi"))]
 # -ffp-contract=off: every instruction set computes the same bits (see src/kernels.pyx).  The kernels are vectorised by
 # hand; what -ftree-slp-vectorize makes of the sums of lanes is slower than what is written.
 FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-tree-slp-vectorize"]
@@ -21,8 +21,8 @@ extensions = [
     Extension(
         "modprop_fast.core",
         ["src/core.pyx"],
-        depends=["modprop_fast/include/modprop_fast.h"],
-        include_dirs=["modprop_fast/include", numpy.get_include()],
+        depends=["modprop_fast/include/modprop_fast.h", "src/threads.h"],
+        include_dirs=["src", "modprop_fast/include", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=FLAGS,
     )
@@ -31,6 +31,7 @@ extensions = [
         f"modprop_fast._kernels_{isa}",
         [f"src/kernels_{isa}.pyx"],
         depends=SOURCES,
+        include_dirs=["src"],
         extra_compile_args=FLAGS + flags,
     )
     for isa, flags in ISA_FLAGS.items()

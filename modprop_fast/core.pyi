@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from typing import Any, ClassVar, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ __pyx_capi__: dict[str, Any]  # capsules of the functions of core.pxd
 
 MAX_TOGETHER: int
 MAX_WINDOW: int
+PLAN_EVERY: int
 
 def compiler() -> str: ...
 def available_isas() -> tuple[str, ...]: ...
@@ -54,6 +56,7 @@ class Latency:
 class Engine:
     GRADIENT: ClassVar[tuple[str, str, str]]
     ADDRESSES: ClassVar[tuple[str, str, str]]
+    since_plan: int
     def __init__(
         self,
         network: Network,
@@ -64,6 +67,7 @@ class Engine:
         online: bool = False,
         lr: float = 0.0,
         on_unstable: Callable[[], object] | None = None,
+        on_plan: Callable[[], object] | None = None,
     ) -> None: ...
     @property
     def arrays(self) -> dict[str, _Floats]: ...
@@ -107,7 +111,13 @@ class Engine:
         learn: bool,
         ys: _Floats | None = None,
         chunk: int = 0,
+        *,
+        pool: Executor | None = None,
+        threads: int = 1,
     ) -> float: ...
+    @property
+    def shares_rows(self) -> bool: ...
+    def assist(self, place: int) -> None: ...
     @property
     def window(self) -> int: ...
     @window.setter

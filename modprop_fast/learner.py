@@ -44,7 +44,8 @@ class Learner:
         ``step``: plain SGD within every step that has an error.  ``apply``: gradients add up until `apply`.
         Default: ``step`` where the optimizer is plain SGD(lr), else ``apply``.
     threads : int, optional
-        Threads over the trials of a batch, by default all that are available; no result depends on it.
+        Threads over the trials of a batch, and over the units in `run` with the exact factor from 768 units on (without
+        signs and mask); by default all that are available.  No result depends on it.
     rng : numpy.random.Generator, optional
         Source of random feedback and of the signs of `UORO`, needed for these alone.
 
@@ -142,7 +143,10 @@ class Learner:
 
     def _new_engine(self):
         online, lr = self.update == "step", self.optimizer.lr
-        return Engine(self.network, self._plan, self.loss_name, self._feedback, online=online, lr=lr, on_unstable=self._warn)
+        return Engine(
+            self.network, self._plan, self.loss_name, self._feedback, online=online, lr=lr, on_unstable=self._warn,
+            on_plan=self._follow_stream if online and self.rule.follows else None,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ streaming
 
@@ -210,7 +214,8 @@ class Learner:
             targets = checks.read("targets", targets)[None]
             trial = check_targets(self.loss_name, targets, mask, 1, len(xs), network.n_out, network.dtype).trial(0)
         ys = np.empty((len(xs), network.n_out), network.dtype)
-        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0)
+        pool = self._threads() if self.threads > 1 and self._engine.shares_rows else None
+        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0, pool=pool, threads=self.threads)
         return ys
 
     def weights_changed(self):
@@ -225,6 +230,7 @@ class Learner:
         self._measure(self._engine)
         self._follow_weights()
         self._engine.reset()
+        self._engine.since_plan = 0
 
     @property
     def latency(self) -> Latency:
@@ -404,18 +410,21 @@ class Learner:
                 run_trials(engines, trials, mode != "evaluate", ys, alone=alone)
             return engines
 
-        if len(parts) > 1 and self.threads > 1 and self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="modprop_fast")
         for first in range(0, len(parts), self.threads):
             wave = parts[first : first + self.threads]
             slots = [engines[k * together : k * together + len(part)] for k, part in enumerate(wave)]
             if len(wave) == 1:
                 yield from one(slots[0], wave[0])
                 continue
-            futures = [self._pool.submit(one, *task) for task in zip(slots, wave)]
+            futures = [self._threads().submit(one, *task) for task in zip(slots, wave)]
             wait(futures)
             for future in futures:
                 yield from future.result()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="modprop_fast")
+        return self._pool
 
     # ------------------------------------------------------------ updates
 
@@ -450,6 +459,13 @@ class Learner:
             self._engine.refresh()
             if self.rule.follows and self._planned_for != self.network._stamp[0]:
                 self._replan()
+
+    def _follow_stream(self):
+        """A stream that learns has no end at which to follow: a rule that follows does so from time to time."""
+        if self._plan.measures_h:
+            self._measure(self._engine)
+        else:
+            self._replan()
 
     def _replan(self):
         """The rule as it stands for these weights and this mean of h."""

@@ -24,8 +24,11 @@ cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
     WINDOW_DEFERRED = 8  # of less than 256 units; of more, WINDOW
     WINDOW = 16
+    TEAM_FROM = 768  # units, measured: 1.4 times as fast with two threads; at 512 1.15, at 256 slower
+    TEAM_STEPS = 8  # fewer are over before the others have come
 
 MAX_WINDOW = SLOTS - 1
+PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the weights or the activity
 
 include "machine.pxi"
 include "latency.pxi"
@@ -111,9 +114,12 @@ cdef class Engine:
         Descend by `lr` at every step with an error; otherwise the gradient is accumulated in `arrays`.
     on_unstable : callable, optional
         Called after a step that left the filter with rho(K) >= 1.
+    on_plan : callable, optional
+        Called in a stream after every PLAN_EVERY steps: time for another plan.
     """
 
     cdef Model m
+    cdef Team team
     cdef const Kernels *kernels
     cdef object network, plan, feedback
     cdef readonly dict arrays  # state, scratch and gradient by name
@@ -125,20 +131,22 @@ cdef class Engine:
     cdef PyObject *b_rec
     cdef PyObject *block
     cdef object __weakref__
-    cdef Py_ssize_t n_weights
+    cdef Py_ssize_t n_weights, window_online
     cdef char format
     cdef int type_number
     cdef int busy  # taken and released by `mpf_take` and `mpf_release`: the C face does not hold the GIL
     cdef bint streams
     cdef readonly Latency latency
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
-    cdef object on_unstable
+    cdef object on_unstable, on_plan
+    cdef public Py_ssize_t since_plan  # steps
 
     GRADIENT = ("grad", "grad_w_out", "grad_b_out")
 
-    def __init__(self, network, plan, loss, feedback=None, *, bint online=False, double lr=0.0, on_unstable=None):
+    def __init__(self, network, plan, loss, feedback=None, *, bint online=False, double lr=0.0, on_unstable=None, on_plan=None):
         cdef Model *m = &self.m
-        self.network, self.plan, self.feedback, self.on_unstable = network, plan, feedback, on_unstable
+        self.network, self.plan, self.feedback = network, plan, feedback
+        self.on_unstable, self.on_plan = on_unstable, on_plan
         self.streams = not plan.offline_because
         self.latency = Latency()
         cdef bint double_precision = network.dtype == np.float64
@@ -149,8 +157,6 @@ cdef class Engine:
         m.n_in, m.n_rec, m.n_out = network.n_in, network.n_rec, network.n_out
         m.rank = plan.rank
         m.n_class = plan.rank
-        m.window = WINDOW_ONLINE if online else WINDOW
-        m.n_groups = m.window if online else 1
         sources = m.n_rec + m.n_in + ("b_rec" in network.weights)
         m.stride = -(-sources // LANES) * LANES
         m.activation = {"relu": RELU, "softplus": SOFTPLUS, "tanh": TANH, "sigmoid": SIGMOID, "identity": IDENTITY}[
@@ -162,15 +168,16 @@ cdef class Engine:
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
         m.follows = online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
+        m.may_defer = online and m.trace == TRACE_EXACT and network.sign is None and network.mask is None and m.n_rec >= LANES
+        self.window_online = WINDOW_ONLINE if not m.may_defer else WINDOW_DEFERRED if m.n_rec < 256 else WINDOW
+        m.window = self.window_online if online else WINDOW
+        m.n_groups = m.window if online else 1
         m.exact_steps = plan.exact_steps if plan.exact_steps < SLOTS and not plan.offline_because else 0
         if m.exact_steps:
             m.window = m.exact_steps
         if plan.taps is not None:
             m.n_taps, m.fixed_taps, m.window, m.n_groups = len(plan.taps), plan.taps.ndim > 1, 1, 1
         m.one_tap, m.running = plan.one_tap, plan.hbar is not None
-        m.may_defer = online and m.trace == TRACE_EXACT and network.sign is None and network.mask is None and m.n_rec >= LANES
-        if m.may_defer:
-            m.window = m.n_groups = WINDOW_DEFERRED if m.n_rec < 256 else WINDOW
         self._bind_weights()
         self._lay_out()
         self._allocate()
@@ -253,7 +260,7 @@ cdef class Engine:
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
-                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
+                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
                 "pending": (S * m.may_defer, P), "carried": (S * m.may_defer, r), "eps_placed": (S * m.may_defer, P),
@@ -359,7 +366,7 @@ cdef class Engine:
         if m.deferred:
             self.kernels.settle(m)  # the weights go with the network
         numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable,
-                   m.deferred, m.counted, m.owed_until)
+                   m.deferred, m.counted, m.owed_until, self.since_plan)
         arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in self.ADDRESSES}
         return {"numbers": numbers, "arrays": arrays}
 
@@ -367,7 +374,7 @@ cdef class Engine:
         """Go on where another engine of the same make was."""
         cdef Model *m = &self.m
         (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.ahead, m.summed, m.unstable,
-         m.deferred, m.counted, m.owed_until) = snapshot["numbers"]
+         m.deferred, m.counted, m.owed_until, self.since_plan) = snapshot["numbers"]
         own = self.constants | self.arrays
         for name, a in snapshot["arrays"].items():
             if own[name].shape == a.shape:  # else that of a gradient by chunks, which is zero between them
@@ -507,6 +514,8 @@ cdef class Engine:
             raise FloatingPointError(f"step: expected a finite readout, got {self.y}; the weights were left as they were")
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
+        if self.on_plan is not None:
+            self._count(1)
         cdef cnp.npy_intp n_out = self.m.n_out
         y = cnp.PyArray_EMPTY(1, &n_out, self.type_number, 0)
         memcpy(cnp.PyArray_DATA(y), self.m.y, cnp.PyArray_NBYTES(y))
@@ -519,6 +528,12 @@ cdef class Engine:
             return PyNumber_Index(target)
         except TypeError:
             raise TypeError(f"target: expected a class, an integer in 0..{self.m.n_out - 1}, got {describe(target)}") from None
+
+    cdef _count(self, Py_ssize_t n_steps):
+        self.since_plan += n_steps
+        if self.since_plan >= PLAN_EVERY:
+            self.since_plan = 0
+            self.on_plan()
 
     cdef inline int _notice_writes(self) except -1 nogil:
         """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
@@ -553,12 +568,31 @@ cdef class Engine:
         self.stamp[0] += 1
         self.seen = self.stamp[0]
 
-    def run(self, xs, target, label, mask, bint learn, ys=None, Py_ssize_t chunk=0):
+    def run(self, xs, target, label, mask, bint learn, ys=None, Py_ssize_t chunk=0, *, pool=None, int threads=1):
         """`step` over checked arrays: xs (T, n_in), target (T, n_out) or label (T,), mask (T,); None where absent.
 
         chunk > 0, for an engine that is online: weights frozen for so many steps, then one update.
+        pool: an executor of so many threads, which share the rows of a large network.
         Returns the sum of the losses, each times `scale`.
         """
+        cdef Py_ssize_t first = 0, last, n = len(xs), size = max(chunk, 1)
+        cdef double total = 0
+        if self.on_plan is None:
+            return self._run(xs, target, label, mask, learn, ys, chunk, 0, pool, threads)
+        while True:  # up to when a plan is due, by whole chunks
+            last = min(n, first + -(-(PLAN_EVERY - self.since_plan) // size) * size)
+            part = slice(first, last)
+            aims = [None if each is None else each[part] for each in (target, label, mask, ys)]
+            total += self._run(xs[part], aims[0], aims[1], aims[2], learn, aims[3], chunk, first, pool, threads)
+            self._count(last - first)
+            first = last
+            if first == n:
+                self.m.loss_sum = total
+                return total
+
+    cdef double _run(self, xs, target, label, mask, bint learn, ys, Py_ssize_t chunk, Py_ssize_t first,
+                     pool, int threads) except? -1:
+        """`run`, of a stretch that begins at step `first`."""
         cdef Trials trial = self._trials(xs, target, label, mask)
         cdef bint chunked = chunk > 0 and self.m.online
         cdef int status
@@ -568,20 +602,56 @@ cdef class Engine:
         self._notice_writes()
         if chunked:
             self._accumulate(True, min(chunk, SLOTS - 1))
+        others = self._call_team(pool, threads) if self.m.deferred and trial.n_steps >= TEAM_STEPS else []
         with nogil:
             fp = mpf_flush()
             status = self.kernels.run(&self.m, &trial)
             mpf_unflush(fp)
+        self._dismiss_team(others)
         if chunked:
             if status != OK:
                 self.clear()
-            self._accumulate(False, WINDOW_ONLINE)
+            self._accumulate(False, self.window_online)
         self._tell_writes()
         mpf_release(&self.busy)
+        trial.steps_done += first
         self._check(status, &trial)
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
         return self.m.loss_sum
+
+    cdef bint _shares_rows(self):
+        return self.m.may_defer and self.m.n_rec >= TEAM_FROM and self.m.rank <= 2
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether `run` can use several threads."""
+        return self._shares_rows()
+
+    cdef list _call_team(self, pool, int threads):
+        """Threads of the pool that wait for their parts."""
+        self.team.n = min(threads, TEAM)
+        if pool is None or self.team.n < 2 or not self._shares_rows():
+            return []
+        self.team.ticket = self.team.arrived = 0
+        self.team.go, self.m.team = True, &self.team
+        return [pool.submit(self.assist, place) for place in range(1, self.team.n)]
+
+    cdef _dismiss_team(self, list others):
+        if others:
+            self.team.go = False
+            mpf_add(&self.team.ticket, 1)
+            for other in others:
+                other.result()
+            self.m.team = NULL
+
+    def assist(self, int place):
+        """Be a thread of the team; returns when the run is over."""
+        cdef unsigned long long fp
+        with nogil:
+            fp = mpf_flush()
+            self.kernels.assist(&self.m, place)
+            mpf_unflush(fp)
 
     cdef _accumulate(self, bint on, Py_ssize_t window):
         """Between two steps, from descending at once to adding up, or back."""

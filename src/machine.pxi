@@ -32,17 +32,6 @@ cdef extern from *:
     static unsigned long long mpf_flush(void) { return 0; }
     static void mpf_unflush(unsigned long long s) { (void)s; }
     #endif
-    /* Flags that one thread at a time holds: taking says whether another has it. */
-    #if defined(_MSC_VER)
-    #include <intrin.h>
-    static int mpf_take(int *flag) { return _InterlockedExchange((volatile long *)flag, 1); }
-    static void mpf_release(int *flag) { _InterlockedExchange((volatile long *)flag, 0); }
-    static int mpf_read(int *flag) { return _InterlockedOr((volatile long *)flag, 0); }
-    #else
-    static int mpf_take(int *flag) { return __atomic_exchange_n(flag, 1, __ATOMIC_ACQUIRE); }
-    static void mpf_release(int *flag) { __atomic_store_n(flag, 0, __ATOMIC_RELEASE); }
-    static int mpf_read(int *flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
-    #endif
     #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
     /* __builtin_cpu_supports asks the processor and whether the system saves the wide registers. */
     static int mpf_cpu_level(void) {
@@ -61,9 +50,12 @@ cdef extern from *:
     bint MPF_COUNTS_TELL
     unsigned long long mpf_flush() noexcept nogil
     void mpf_unflush(unsigned long long state) noexcept nogil
+
+cdef extern from "threads.h":
     int mpf_take(int *flag) noexcept nogil
     void mpf_release(int *flag) noexcept nogil
     int mpf_read(int *flag) noexcept nogil
+    void mpf_add(int *count, int n) noexcept nogil
 
 
 # ---------------------------------------------------------------- instruction sets

@@ -20,6 +20,7 @@ side is read once for four; a block that is not full is filled up with a dummy r
 cdef enum:
     LANES = 16  # rows are padded to this many: 64 bytes of float32, 128 of float64
     ROWS = 4    # units of a block
+    TEAM = 8    # threads over the rows of one network, at most
     SLOTS = 33  # of the rings: step t is in slot t mod SLOTS
     STOCK_EVERY = 1 << 16  # updates after which the sums over types are taken from W anew: rounding adds up
 
@@ -41,7 +42,16 @@ cdef enum ErrorSource:  # where dE/dy comes from at this step
 cdef enum Status:
     OK, X_NOT_FINITE, TARGET_NOT_FINITE, LABEL_OUT_OF_RANGE, DIVERGED
 
+# Threads that share the blocks of one engine: the thread that runs it, and those that wait for what it gives out.
+ctypedef struct Team:
+    int n                     # threads, the first of them included
+    int ticket, arrived       # counters: pieces of work given out, threads that are done with the last
+    bint go                   # False: there is no more
+    bint write                # that piece: write a group, else the products with W and the traces
+    Py_ssize_t group
+
 ctypedef struct Model:
+    Team *team                # or NULL: alone
     Py_ssize_t n_in, n_rec, n_out, stride, rank, n_class, n_drive, n_blocks
     Py_ssize_t window, t      # steps since rest
     Py_ssize_t n_groups       # of blocks that are brought up to date in turn: `window` online, else 1
@@ -207,6 +217,7 @@ ctypedef struct Kernels:
     int (*run_together)(Model **models, Trials *trials, Py_ssize_t n, void *z, void *current) noexcept nogil
     int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
     void (*adjoint)(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil
+    void (*assist)(Model *m, int place) noexcept nogil
     void (*reset)(Model *m) noexcept nogil
     void (*settle)(Model *m) noexcept nogil
     void (*descend)(Model *m) noexcept nogil

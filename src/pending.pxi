@@ -14,6 +14,10 @@
 # The type means of W follow their own recursion, from sums over types of R, h and eps, without a look at W.
 
 
+cdef extern from "threads.h":
+    void mpf_add(int *count, int n) noexcept nogil
+    void mpf_wait(int *count, int value, bint other) noexcept nogil
+
 cdef enum:
     TERMS = 6     # that `write_row` adds in one pass over a unit's weights and traces
     MOST_TERMS = SLOTS + 1
@@ -103,9 +107,24 @@ cdef void dot_terms(Model *m, real *out, void **rows, Py_ssize_t n_rows) noexcep
         j += ROWS
 
 
+cdef void foresee_blocks(Model *m, Py_ssize_t first, Py_ssize_t last, real *placed) noexcept nogil:
+    """The products of W and the traces of these blocks with s_t."""
+    cdef Py_ssize_t r = m.rank, block, group
+    cdef bint pending = m.t < m.owed_until
+    cdef Tile tile = open_tile(m, 0, NULL)
+    tile.n, tile.z = m.n_rec, m.pre
+    for block in range(first, last):
+        group = block % m.n_groups
+        tile.out = m.w_rows + block * ROWS
+        tile.rank = r if pending and m.since[group] else 0
+        tile.carry = <real *>m.carried + group * r
+        tile.traces = <real *>m.traces + block * ROWS * r * m.stride
+        foresee(placed + block * ROWS, &tile, <real *>m.edge)
+
+
 cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     """current = (W with all that is pending) s_t, for the step to come: m.t is still that of the last."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, Q = m.stride, group = 0, block, n, i
+    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n, i
     cdef Py_ssize_t n_ages = min(m.window, m.t) + 1
     cdef bint pending = m.t < m.owed_until
     cdef real *own = <real *>m.own
@@ -115,16 +134,8 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     cdef const real *e
     cdef real dot
     cdef int p
-    cdef Tile tile = open_tile(m, 0, NULL)
-    tile.n, tile.z = m.n_rec, m.pre
     line_up(<real *>m.edge, z, m.n_rec)
-    for block in range(m.n_blocks):
-        tile.out = m.w_rows + block * ROWS
-        tile.rank = r if pending and m.since[group] else 0
-        tile.carry = <real *>m.carried + group * r
-        tile.traces = <real *>m.traces + block * ROWS * r * Q
-        group = group + 1 if group + 1 < m.n_groups else 0
-        foresee(placed + block * ROWS, &tile, <real *>m.edge)
+    share_out(m, False, 0, placed)
     memset(own, 0, P * sizeof(real))
     if pending:
         for n in range(n_ages):
@@ -335,7 +346,7 @@ cdef void write_block(Model *m, const Tile *tile, const int *unit, Py_ssize_t n_
             unit_terms(m, &terms[i], unit - m.unit + i, n_steps, coef)
             own[i] = (<real *>tile.out[i])[unit[i]]
         else:
-            memset(<real *>m.tail + i * (LANES + m.stride) + LANES, 0, m.stride * sizeof(real))
+            memset(<real *>tile.tail + i * (LANES + m.stride) + LANES, 0, m.stride * sizeof(real))
     while first < n_lines:
         last = min(first + STRETCH, n_lines)
         for i in range(ROWS):
@@ -352,13 +363,14 @@ cdef void write_block(Model *m, const Tile *tile, const int *unit, Py_ssize_t n_
     descend_rest(m, tile, unit, <real *>NULL)
 
 
-cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
-    """Bring the weights and the traces of one group of blocks up to date."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, n_steps = m.t - m.since[group], block = group, n
+cdef void write_blocks(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *coef, void *tail) noexcept nogil:
+    """Bring the weights and the traces of those blocks of a group up to date that are among these."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, n_steps = m.t - m.since[group], n
+    cdef Py_ssize_t block = first + (group - first % m.n_groups + m.n_groups) % m.n_groups
     cdef bint owed = m.t - n_steps < m.owed_until, held = m.since[group] > 0
     cdef Tile tile = open_tile(m, r, <real *>m.carried + group * r)
-    tile.n, tile.tail, tile.K = m.n_rec, m.tail, <real *>m.power_K + n_steps * r * r
-    while block < m.n_blocks:
+    tile.n, tile.tail, tile.K = m.n_rec, tail, <real *>m.power_K + n_steps * r * r
+    while block < last:
         tile.traces, tile.out = <real *>m.traces + block * ROWS * r * m.stride, m.w_rows + block * ROWS
         if owed:
             if not held:
@@ -369,8 +381,50 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
         for n in range(1, n_steps + 1):
             memset(<real *>m.h_past + slot(m, m.t - n) * P + block * ROWS, 0, ROWS * sizeof(real))
         block += m.n_groups
-    memset(<real *>m.carried + group * r, 0, r * sizeof(real))
+
+
+cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
+    """Bring the weights and the traces of one group of blocks up to date."""
+    share_out(m, True, group, coef)
+    memset(<real *>m.carried + group * m.rank, 0, m.rank * sizeof(real))
     m.since[group] = m.t
+
+
+# ---------------------------------------------------------------- threads over rows
+
+cdef void take_part(Model *m, bint write, Py_ssize_t group, int place, int n, const real *_) noexcept nogil:
+    """One thread's part of a piece of work: the same blocks every time, which its caches may still hold."""
+    cdef Py_ssize_t first = m.n_blocks * place // n, last = m.n_blocks * (place + 1) // n
+    cdef real *coef = <real *>m.coef + place * ROWS * 3 * MOST_TERMS
+    if write:
+        write_blocks(m, group, first, last, coef, <real *>m.tail + place * ROWS * (LANES + m.stride))
+    else:
+        foresee_blocks(m, first, last, <real *>m.placed)
+
+
+cdef void share_out(Model *m, bint write, Py_ssize_t group, const real *_) noexcept nogil:
+    """Do a piece of work, alone or with the team.  No number depends on how many share it: each is one thread's own."""
+    cdef Team *team = m.team
+    if team == NULL:
+        take_part(m, write, group, 0, 1, _)
+        return
+    team.write, team.group, team.arrived = write, group, 0
+    mpf_add(&team.ticket, 1)
+    take_part(m, write, group, 0, team.n, _)
+    mpf_wait(&team.arrived, team.n - 1, False)
+
+
+cdef void assist_in(Model *m, int place, const real *_) noexcept nogil:
+    """Be a thread of the team until there is no more to do."""
+    cdef Team *team = m.team
+    cdef int ticket = 0
+    while True:
+        mpf_wait(&team.ticket, ticket, True)
+        ticket += 1
+        if not team.go:
+            return
+        take_part(m, team.write, team.group, place, team.n, _)
+        mpf_add(&team.arrived, 1)
 
 
 # ---------------------------------------------------------------- sums over types

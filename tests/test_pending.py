@@ -105,3 +105,18 @@ def test_sums_over_types_are_taken_anew(monkeypatch):
     net, learner = learned(70_000)
     exact = [[net.w_rec[np.ix_(net.types == a, net.types == b)].mean(dtype=float) for b in range(2)] for a in range(2)]
     assert np.allclose(learner._engine.means, exact, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_over_rows_change_no_bit(dtype):
+    rng = np.random.default_rng(0)
+    xs, targets = rng.normal(size=(40, 2)).astype(dtype), rng.normal(size=(40, 1)).astype(dtype)
+    found = []
+    for threads in (1, 2, 3, 11):
+        net = mf.Network(2, 770, 1, types={"E": 0.8, "I": 0.2}, dtype=dtype, rng=np.random.default_rng(1))
+        learner = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(0.01), threads=threads)
+        assert learner._engine.shares_rows
+        ys = [learner.run(xs, targets), learner.run(xs[:9], targets[:9])]
+        found.append({"ys": np.concatenate(ys)} | net.weights)
+    for other in found[1:]:
+        assert all(np.array_equal(other[name], a) for name, a in found[0].items())

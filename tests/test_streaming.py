@@ -28,7 +28,7 @@ RULES = {
     "mdgl": mf.MDGL(),
     "taps": mf.ModProp(0.25, taps=3),
 }
-FOLLOWING = {  # within a stream they stand still, and follow at each reset
+FOLLOWING = {  # they follow at each reset, and in a stream every PLAN_EVERY steps
     "running": mf.ModProp(0.25, factor="running"),
     "auto": mf.ModProp("auto"),
     "low rank": mf.ModProp(0.25, mf.LowRank(1)),
@@ -81,6 +81,27 @@ def test_run_is_a_loop_of_steps(problem, rule, update):
         assert not same_bits(by_run.network.weights, problem.net.weights)
     state = by_run._engine.arrays
     assert all(np.array_equal(state[name], a) for name, a in by_step._engine.arrays.items())
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_a_rule_that_follows_does_so_in_a_stream_without_end(name, chunk):
+    rng = np.random.default_rng(0)
+    n, late = 2 * core.PLAN_EVERY + 70, core.PLAN_EVERY + 20
+    xs, targets = rng.normal(size=(n, 1)).astype("float32"), rng.normal(size=(n, 1)).astype("float32")
+
+    def learner():
+        net = mf.Network(1, 20, 1, types={"E": 0.5, "I": 0.5}, rng=np.random.default_rng(1))
+        return mf.Learner(net, FOLLOWING[name], optimizer=mf.SGD(0.01))
+
+    one, parts = learner(), learner()
+    before, K = one._plan, one._engine.arrays["K"].copy()
+    whole = one.run(xs, targets, chunk=chunk)
+    assert one._plan is not before and not np.allclose(one._engine.arrays["K"], K, rtol=1e-5)
+    if chunk == 1:  # the same in parts, and step by step
+        found = [*parts.run(xs[:33], targets[:33]), *(parts.step(x, t) for x, t in zip(xs[33:late], targets[33:]))]
+        assert np.array_equal([*found, *parts.run(xs[late:], targets[late:])], whole)
+        assert np.isclose(one.loss, np.sum((whole - targets) ** 2 / 2), rtol=1e-4)
 
 
 @settings(max_examples=40)
