@@ -46,7 +46,7 @@ def wheel(envs):
     sources = [
         TREE / "setup.py",
         TREE / "pyproject.toml",
-        *(TREE / "src").glob("*.p[yx]*"),
+        *(TREE / "src").glob("*.[ph]*"),
         *TREE.glob("modprop_fast/**/*.[ph]*"),
     ]
     sources = sorted(path for path in sources if path.is_file() and path.suffix != ".pyc")
