@@ -168,7 +168,7 @@ cdef class Engine:
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
         m.follows = online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
-        m.may_defer = online and m.trace == TRACE_EXACT and network.sign is None and network.mask is None and m.n_rec >= LANES
+        m.may_defer = online and m.trace == TRACE_EXACT and m.rank <= 2 and network.sign is None and network.mask is None and m.n_rec >= LANES
         self.window_online = WINDOW_ONLINE if not m.may_defer else WINDOW_DEFERRED if m.n_rec < 256 else WINDOW
         m.window = self.window_online if online else WINDOW
         m.n_groups = m.window if online else 1
@@ -260,7 +260,7 @@ cdef class Engine:
                 "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
-                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
+                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": ((ROWS + 1) * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
                 "pending": (S * m.may_defer, P), "carried": (S * m.may_defer, r), "eps_placed": (S * m.may_defer, P),
@@ -550,9 +550,16 @@ cdef class Engine:
                     self.network.settle()  # of other learners
                 self.seen = self.stamp[0]
         if (m.may_defer and m.online and not held) != m.deferred:
-            self.kernels.settle(m)
-            m.deferred, m.counted, m.ahead = not m.deferred, False, False
+            self._defer(not m.deferred)
         return 0
+
+    cdef void _defer(self, bint on) noexcept nogil:
+        """From now on updates may wait, or not."""
+        cdef Model *m = &self.m
+        self.kernels.settle(m)
+        if on != m.deferred:
+            m.deferred, m.counted, m.ahead = on, False, False
+            self.kernels.relay(m)
 
     cdef inline bint _held(self) noexcept nogil:
         return (not MPF_COUNTS_TELL or Py_REFCNT(self.w_rec) > 1 or Py_REFCNT(self.w_in) > 1
@@ -621,7 +628,7 @@ cdef class Engine:
         return self.m.loss_sum
 
     cdef bint _shares_rows(self):
-        return self.m.may_defer and self.m.n_rec >= TEAM_FROM and self.m.rank <= 2
+        return self.m.may_defer and self.m.n_rec >= TEAM_FROM
 
     @property
     def shares_rows(self) -> bool:
@@ -656,8 +663,8 @@ cdef class Engine:
     cdef _accumulate(self, bint on, Py_ssize_t window):
         """Between two steps, from descending at once to adding up, or back."""
         cdef Model *m = &self.m
-        self.kernels.settle(m)
-        m.online, m.deferred = not on, False
+        self._defer(False)
+        m.online = not on
         m.follows = not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps
         if on and not len(self.arrays["grad"]):
             self.arrays |= aligned({"grad": (m.n_rec, m.stride), "grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)

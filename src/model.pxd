@@ -61,7 +61,7 @@ ctypedef struct Model:
     bint online               # update the weights at every step with an error (SGD), else add up a gradient
     bint follows              # the type means follow the weights within a stream: the filter changes in time
     bint ahead                # `current` holds W z of the step to come
-    bint may_defer            # `exact`, online, and no constraint on single weights: updates may be written later, see pending.pxi
+    bint may_defer            # `exact` of up to two modulators, online, and no constraint on single weights: updates may be written later, see pending.pxi
     bint deferred             # they are
     bint counted              # the sums over types are those of W and of the traces
     Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
@@ -124,7 +124,7 @@ ctypedef struct Model:
     void *h_past              # (S, P) ring of h, by place
     unsigned long long *awake # (P,) whether h != 0: of now in the lowest bit, of n steps ago in bit n
     void *eps                 # (S, Q) ring
-    void *traces              # of blocks of units (`exact`) or classes (`mean`), see linear.pxi
+    void *traces              # of blocks of units (`exact`) or classes (`mean`), see linear.pxi; if deferred, see pending.pxi
     void *self_traces         # (C, Q) l, or NULL
     void *class_eps           # (S, C, Q) ring of eps + l, or NULL
     void *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
@@ -218,6 +218,7 @@ ctypedef struct Kernels:
     int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
     void (*adjoint)(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil
     void (*assist)(Model *m, int place) noexcept nogil
+    void (*relay)(Model *m) noexcept nogil
     void (*reset)(Model *m) noexcept nogil
     void (*settle)(Model *m) noexcept nogil
     void (*descend)(Model *m) noexcept nogil
