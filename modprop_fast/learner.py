@@ -92,8 +92,8 @@ class Learner:
         self._engine = self._new_engine()
         self._workers: list[Engine] = []
         self._pool: ThreadPoolExecutor | None = None
-        self._warned = False
-        if self.filter_radius >= 1:
+        self._warned = self._plan.instant  # its K is that of one step: nothing follows for the next
+        if not self._warned and self.filter_radius >= 1:
             self._warn()
 
     @classmethod
@@ -472,7 +472,10 @@ class Learner:
 
     @property
     def filter_radius(self) -> float:
-        """rho(K), the spectral radius of the rule's filter: the memory of past activity decays only below 1."""
+        """rho(K), the spectral radius of the rule's filter: the memory of past activity decays only below 1.
+
+        With mu="instant": of the last step's K, which may be above 1 now and then.
+        """
         plan, network = self._plan, self.network
         if plan.rank:
             arrays = self._engine.arrays

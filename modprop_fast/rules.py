@@ -265,7 +265,7 @@ class ModProp(Rule):
         Stands for the mean derivative of the activation.  "auto": the running mean of h over each type, made
         smaller where the filter would not forget within `horizon` steps; taken anew at every update by
         `apply` or `fit_trials`, and at every `reset`.
-        "instant": the mean of h over each type at every step, offline only.  Both with types only.
+        "instant": the mean of h over each type at every step; with factor="exact".  Both with types only.
     modulation : "types", "cells", LowRank(r) or (U, V)
         The modulatory matrix: means of W over pairs of cell types; W itself, offline only; its
         best approximation of rank r, taken anew when mu="auto" is; or the product of U (n_rec, r) and
@@ -389,7 +389,6 @@ class ModProp(Rule):
             types, mu = network.types, self.mu
             if shared["instant"]:
                 mu = 0.0
-                shared["offline_because"] = "ModProp with mu='instant' is computed backwards here"
             elif isinstance(mu, str):
                 n = np.bincount(types)
                 first = np.unique(types, return_index=True)[1]

@@ -160,7 +160,8 @@ cdef class Engine:
         m.trace = {"none": TRACE_NONE, "exact": TRACE_EXACT, "mean": TRACE_MEAN, "taps": TRACE_TAPS}[plan.trace]
         m.online, m.autapses = online, network.autapses
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
-        m.follows = online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None
+        m.instant = plan.instant
+        m.follows = plan.instant or (online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None)
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
         m.exact_steps = plan.exact_steps if plan.exact_steps < SLOTS and not plan.offline_because else 0
         if m.exact_steps:
@@ -588,7 +589,7 @@ cdef class Engine:
         cdef Model *m = &self.m
         self.kernels.settle(m)
         m.online, m.deferred = not on, False
-        m.follows = not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps
+        m.follows = m.instant or (not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps)
         if on and not len(self.arrays["grad"]):
             self.arrays |= aligned({"grad": (m.n_rec, m.stride), "grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)
             self._bind_gradient()
@@ -637,7 +638,7 @@ cdef class Engine:
         rec.signal, rec.rows, rec.exact_rows, rec.d = address(signal), address(rows), address(exact_rows), address(d)
         how.kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "running": ADJOINT_RUNNING, "taps": ADJOINT_TAPS,
                     "bptt": ADJOINT_BPTT, "snap1": ADJOINT_SNAP1}[plan.adjoint]
-        how.cells, how.instant, how.exact_steps, how.horizon = plan.cells, plan.instant, plan.exact_steps, plan.horizon
+        how.cells, how.exact_steps, how.horizon = plan.cells, plan.exact_steps, plan.horizon
         how.mu, how.hbar = address(mu), address(hbar)
         self._enter("gradient")
         with nogil:

@@ -14,6 +14,7 @@ RULES = {
     "waiting": mf.ModProp(0.25, refresh=2),  # without signs and mask: updates that are not written yet
     "mean": mf.ModProp(0.25, factor="mean", self_modulation=False),
     "running": mf.ModProp("auto", factor="running"),
+    "instant": mf.ModProp("instant"),
     "low rank": mf.ModProp(0.25, modulation=mf.LowRank(2)),
     "taps": mf.ModProp(0.25, taps=3),
     "chunks": mf.ModProp(0.25, exact_steps=7),

@@ -27,13 +27,18 @@ RULES = {
     "never": mf.ModProp(0.25, refresh="never", factor="mean"),
     "mdgl": mf.MDGL(),
     "taps": mf.ModProp(0.25, taps=3),
+    "instant": mf.ModProp("instant", refresh=2),
 }
 FOLLOWING = {  # within a stream they stand still, and follow at each reset
     "running": mf.ModProp(0.25, factor="running"),
     "auto": mf.ModProp("auto"),
     "low rank": mf.ModProp(0.25, mf.LowRank(1)),
 }
-CHUNKS = {"exact steps": mf.ModProp(0.25, exact_steps=3), "eligibility tail": mf.EProp(exact_steps=2)}
+CHUNKS = {
+    "exact steps": mf.ModProp(0.25, exact_steps=3),
+    "exact steps instant": mf.ModProp("instant", exact_steps=3),
+    "eligibility tail": mf.EProp(exact_steps=2),
+}
 every_rule = st.sampled_from(sorted(RULES | FOLLOWING)).map((RULES | FOLLOWING).get)
 accumulated = st.sampled_from(sorted(RULES | FOLLOWING | CHUNKS)).map((RULES | FOLLOWING | CHUNKS).get)
 any_rule = st.sampled_from(sorted(RULES)).map(RULES.get)
