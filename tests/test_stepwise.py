@@ -145,6 +145,29 @@ def test_what_cells_remember_when_k_changes():
     assert errors[0] < 0.005 and 3 < errors[0] / errors[1] < 6
 
 
+def test_what_is_owed_to_the_gradient_is_that_of_its_time():
+    """W is written into between an error and `accumulated`; steps without one, or without learning, add nothing."""
+    xs, targets = draw(9)
+    found = []
+    for write in (False, True):
+        one = small(CELLS, "apply")
+        one.run(xs[:8], targets[:8])
+        if write:
+            one.network.w_rec *= -2
+            one.step(xs[8])
+            one.step(xs[8], targets[8], learn=False)
+            assert one.loss > 0
+        found.append(one.accumulated)
+    assert_close(found[1], found[0], 1e-12)
+
+
+def test_the_loss_of_trials_is_their_mean():
+    one = small(mf.RTRL())
+    trials = draw(3, 7)
+    expected = one.evaluate(*trials).loss
+    assert one.fit_trials(*trials) == pytest.approx(expected, rel=1e-12)
+
+
 def test_uoro_is_unbiased():
     """1e4 draws, as 400 batches of one trial 25 times."""
     net = mf.Network(1, 3, 1, activation="tanh", tau=1.0, dtype="float64", gain=1.5, rng=np.random.default_rng(0))
