@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import checks, reference
+from . import checks
 from .core import MAX_TOGETHER, MAX_WINDOW, Engine, Latency, run_trials
 from .losses import LOSSES, check_targets
 from .network import Network
-from .optimizers import SGD
+from .optimizers import SGD, by_weight
 from .rules import ModProp, Plan, Rule
+from .stepwise import Stepwise
 
 _STATE_BYTES = 1 << 28  # for the traces and gradients of trials that go through W together, per thread
 
@@ -88,13 +89,13 @@ class Learner:
         self._planned_for = -1
         self._h_mean, self._h_batches = np.full(network.n_rec, 0.5), 0  # of the rules that follow it
         self._feedback = _feedback(rule.feedback, network, rng)
-        self._rng = checks.generator("rng", rng) if self._plan.reference == "uoro" else None
+        self._rng = checks.generator("rng", rng) if self._plan.stepwise == "uoro" else None
         self._optimizer_state = optimizer.start(network.weights)
-        self._engine = self._new_engine()
+        self._engine = self._new_engine(self.update == "step")
         self._workers: list[Engine] = []
         self._pool: ThreadPoolExecutor | None = None
-        self._warned = False
-        if self.filter_radius >= 1:
+        self._warned = self._plan.instant  # its K is that of one step: nothing follows for the next
+        if not self._warned and self.filter_radius >= 1:
             self._warn()
 
     @classmethod
@@ -141,12 +142,12 @@ class Learner:
                 raise ValueError(f"{name}: expected no weights where mask, dale or autapses allow none")
         return cls(net, rule, loss=loss, optimizer=optimizer, update=update, threads=threads, rng=rng)
 
-    def _new_engine(self):
-        online, lr = self.update == "step", self.optimizer.lr
-        return Engine(
-            self.network, self._plan, self.loss_name, self._feedback, online=online, lr=lr, on_unstable=self._warn,
-            on_plan=self._follow_stream if online and self.rule.follows else None,
-        )  # fmt: skip
+    def _new_engine(self, online):
+        how = {"online": online, "lr": self.optimizer.lr, "on_unstable": self._warn}
+        if self._plan.stepwise:
+            return Stepwise(self.network, self._plan, self.loss_name, self._feedback, rng=self._rng, **how)
+        on_plan = self._follow_stream if online and self.rule.follows else None
+        return Engine(self.network, self._plan, self.loss_name, self._feedback, on_plan=on_plan, **how)
 
     # ------------------------------------------------------------ streaming
 
@@ -248,7 +249,7 @@ class Learner:
         if self.update == "step":
             raise RuntimeError("accumulated: expected update='apply', got 'step', where no gradient adds up")
         self._engine.settle()
-        return self._split(self._engine.arrays)
+        return by_weight(self.network, self._engine.arrays)
 
     def apply(self):
         """One update by the optimizer with the accumulated gradient, which starts again from zero.
@@ -287,7 +288,9 @@ class Learner:
         """
         for engine in self._workers:
             engine.take_h()
-        loss, grads = self._batch_gradient(inputs, targets, mask, offline=bool(self._plan.offline_because), chunk=chunk)
+        plan = self._plan
+        offline = bool(plan.offline_because or (plan.stepwise and plan.has_adjoint))  # it is quicker than steps in NumPy
+        loss, grads = self._batch_gradient(inputs, targets, mask, offline, chunk)
         self._descend(grads)
         self._measure(*self._workers)
         return loss
@@ -302,7 +305,8 @@ class Learner:
         mask : (T,) or (B, T) bool, optional
             The steps that have an error; default all, or the last where there is one class per trial.
         mode : {"online", "offline"}
-            Forwards with traces, or backwards over the recorded trial (O(T N) memory): the same numbers.
+            Forwards with traces, or backwards over the recorded trial (O(T N) memory): the same numbers.  `RTRL` and
+            `UORO` go forwards in either.
         chunk : int or "auto"
             As for `fit_trials`, with mode "online".
 
@@ -313,7 +317,7 @@ class Learner:
         checks.choice("mode", mode, ("online", "offline"))
         if mode == "online":
             self._engine.must_stream("gradient")
-        return self._batch_gradient(inputs, targets, mask, offline=mode == "offline", chunk=chunk)[1]
+        return self._batch_gradient(inputs, targets, mask, mode == "offline", chunk)[1]
 
     def evaluate(self, inputs, targets, mask=None) -> Evaluation:
         """Loss, accuracy over the masked steps, and outputs on B trials; nothing is learned.
@@ -343,8 +347,6 @@ class Learner:
         return inputs, targets, targets.weights(*inputs.shape[:2])
 
     def _batch_gradient(self, inputs, targets, mask, offline, chunk):
-        if self._plan.reference:
-            return self._reference_gradient(inputs, targets, mask)
         inputs, targets, weights = self._check_trials(inputs, targets, mask)
         window = min(_chunk(chunk, self.network.n_rec, frozen=True), MAX_WINDOW)
         self._follow_weights()
@@ -358,31 +360,24 @@ class Learner:
             worker.means = self._engine.means
         loss, total = 0.0, None
         mode = "offline" if offline else "online"
-        for engine in self._over_trials(self._workers, new, inputs, targets, weights, mode, window=window):
+        if self._plan.stepwise and not (offline and self._plan.has_adjoint):
+            engines = self._one_by_one(inputs, targets, weights)
+        else:
+            engines = self._over_trials(self._workers, new, inputs, targets, weights, mode, window=window)
+        for engine in engines:
             loss += engine.loss
             if total is None:
                 total = {name: np.zeros_like(engine.arrays[name]) for name in Engine.GRADIENT}
             for name, part in total.items():
                 part += engine.arrays[name]
-        return loss, self._split(total)
+        return loss, by_weight(self.network, total)
 
-    def _reference_gradient(self, inputs, targets, mask):
-        """Of the rules that the engine does not have: trial by trial, in NumPy."""
-        self._check_trials(inputs, targets, mask)
-        network, n = self.network, len(inputs)
-        how = {"leak": network.leak, "activation": network.activation, "loss": self.loss_name, "mode": "online"}
-        how |= {"rule": self._plan.reference, "rng": self._rng, "feedback": self._feedback}
-        loss, total = 0.0, {name: np.zeros(w.shape) for name, w in network.weights.items()}
-        for i in range(n):
-            steps = None if mask is None else np.broadcast_to(mask, np.shape(inputs)[:2])[i : i + 1]
-            value, grads = reference.gradient(network.weights, inputs[i : i + 1], targets[i : i + 1], mask=steps, **how)
-            loss += value / n
-            for name, part in grads.items():
-                total[name] += part / n
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"run: expected a finite loss, got {loss}")
-        total["w_rec"] *= network.connections
-        return loss, {name: grad.astype(network.dtype) for name, grad in total.items()}
+    def _one_by_one(self, inputs, targets, weights):
+        """The same for the rules that the kernels do not have: forwards, in the trials' order."""
+        engine = self._new_engine(online=False)
+        for i, xs in enumerate(inputs):
+            engine.adjoint(xs, *targets.trial(i), weights[i])
+            yield engine
 
     def _over_trials(self, engines, new, inputs, targets, weights, mode, outputs=None, window=1):
         """An engine for every trial in their order, after it has run; as many at a time as threads and memory allow.
@@ -427,20 +422,6 @@ class Learner:
         return self._pool
 
     # ------------------------------------------------------------ updates
-
-    def _split(self, arrays) -> dict[str, np.ndarray]:
-        """The engine's (N, Q) gradient as one array per weight, 0 where no synapse may exist."""
-        network, grad = self.network, arrays["grad"]
-        n_rec, n_in = network.n_rec, network.n_in
-        out = {
-            "w_rec": grad[:, :n_rec] * network.connections,
-            "w_in": grad[:, n_rec : n_rec + n_in].copy(),
-            "w_out": arrays["grad_w_out"].copy(),
-            "b_out": arrays["grad_b_out"].copy(),
-        }
-        if "b_rec" in network.weights:
-            out["b_rec"] = grad[:, n_rec + n_in].copy()
-        return out
 
     def _descend(self, grads):
         self.optimizer.update(self.network.weights, grads, self._optimizer_state, self.iteration)
@@ -488,7 +469,10 @@ class Learner:
 
     @property
     def filter_radius(self) -> float:
-        """rho(K), the spectral radius of the rule's filter: the memory of past activity decays only below 1."""
+        """rho(K), the spectral radius of the rule's filter: the memory of past activity decays only below 1.
+
+        With mu="instant": of the last step's K, which may be above 1 now and then.
+        """
         plan, network = self._plan, self.network
         if plan.rank:
             arrays = self._engine.arrays
@@ -522,7 +506,7 @@ class Learner:
         self._h_mean = self._h_mean.copy()  # what comes may be read-only, as memory that processes share is
         self._feedback = None if self._feedback is None else self._feedback.copy()
         self._optimizer_state = {name: array.copy() for name, array in self._optimizer_state.items()}
-        self._engine = self._new_engine()
+        self._engine = self._new_engine(self.update == "step")
         self._engine.take_over(state["_engine"])
 
     def state(self) -> dict[str, np.ndarray]:

@@ -100,6 +100,22 @@ class SGD:
                 w[w > 0] -= w.dtype.type(lr * self.l1)
 
 
+def by_weight(network, arrays) -> dict[str, np.ndarray]:
+    """An engine's gradient, (N, [W | W_in | b]) and of the readout, as one array per weight, 0 where no synapse may exist."""
+    grad, n_rec = arrays["grad"], network.n_rec
+    after_in = n_rec + network.n_in
+    out = {
+        "w_rec": grad[:, :n_rec] * network.connections,
+        "w_in": grad[:, n_rec:after_in],
+        "w_out": arrays["grad_w_out"],
+        "b_out": arrays["grad_b_out"],
+    }
+    if "b_rec" in network.weights:
+        out["b_rec"] = grad[:, after_in]
+    with np.errstate(over="ignore"):
+        return {name: np.array(g, network.dtype) for name, g in out.items()}
+
+
 @dataclass(frozen=True)
 class Adam(SGD):
     """Adam (Kingma & Ba 2015): ``w -= lr * m / (sqrt(s) + eps)`` with bias-corrected moments m and s of g.

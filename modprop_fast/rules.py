@@ -46,7 +46,7 @@ class Plan:
     horizon: int = 0  # of truncated BPTT, 0: not truncated
     measures_h: bool = False  # the learner hands the mean of h to the next plan
     taps: np.ndarray | None = None  # (S, C, C) filter, or (S,) zeros: the first S of the recursion
-    reference: str = ""  # this rule of `reference`, in NumPy and float64: slow
+    stepwise: str = ""  # online it is this one of `influence`, in NumPy: slow
 
     @property
     def rank(self) -> int:
@@ -54,6 +54,11 @@ class Plan:
         if self.types is not None:
             return int(self.types.max()) + 1
         return 0 if self.u is None else self.u.shape[1]
+
+    @property
+    def has_adjoint(self) -> bool:
+        """Whether the engine has another form than e-prop's, backwards in time."""
+        return self.adjoint != "none"
 
     def mu_of_units(self, n_rec) -> np.ndarray:
         """(N,) mu of every unit."""
@@ -169,12 +174,12 @@ class TBPTT(Rule):
 class SnAp1(Rule):
     """SnAp-1 (Menick et al. 2021): RTRL of a synapse's own postsynaptic unit alone.
 
-    Exact for a diagonal W; without autapses it is e-prop, and streams as such.
+    Exact for a diagonal W; without autapses it is e-prop, and streams as such; with them it streams in NumPy.
     """
 
     def plan(self, network, h_mean=None) -> Plan:
         if network.autapses:
-            return Plan(adjoint="snap1", cells=True, offline_because="SnAp1 with autapses is computed backwards here")
+            return Plan(adjoint="snap1", cells=True, stepwise="snap1")
         return Plan()
 
 
@@ -182,7 +187,7 @@ class SnAp1(Rule):
 class RTRL(Rule):
     """Real-time recurrent learning (Williams & Zipser 1989): BPTT's gradient, forwards in time, with N^3 numbers and N^4 time.
 
-    For small networks, as a check: in NumPy, by whole trials.
+    For small networks, as a check: in NumPy.
 
     Parameters
     ----------
@@ -193,22 +198,22 @@ class RTRL(Rule):
     limit: float = 2e9
 
     def plan(self, network, h_mean=None) -> Plan:
-        need = 8 * network.n_rec**2 * (network.n_rec + network.n_in + 1)
+        need = 16 * network.n_rec**2 * (network.n_rec + network.n_in + 1)  # of this step and of the next
         if need > self.limit:
             most = f"{self.limit / 1e9:.3g} GB"
             raise MemoryError(f"RTRL: expected at most {most}, {network.n_rec} units need {need / 1e9:.3g} GB")
-        return Plan(reference="bptt", offline_because="RTRL runs in NumPy by whole trials")
+        return Plan(stepwise="rtrl")
 
 
 @dataclass(frozen=True, eq=False)
 class UORO(Rule):
     """Unbiased online recurrent optimization (Tallec & Ollivier 2018): RTRL's tensor by one random outer product.
 
-    For comparison: in NumPy, by whole trials.  The learner's ``rng`` is its source of signs.
+    For comparison: in NumPy.  The learner's ``rng`` is its source of signs.
     """
 
     def plan(self, network, h_mean=None) -> Plan:
-        return Plan(reference="uoro", offline_because="UORO runs in NumPy by whole trials")
+        return Plan(stepwise="uoro")
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,8 +243,7 @@ class MDGL(Rule):
 
     def plan(self, network, h_mean=None) -> Plan:
         twin = ModProp(0.0, self.modulation, refresh=self.refresh).plan(network)
-        why = twin.offline_because and "MDGL with modulation='cells' keeps N^3 numbers when streamed"
-        return replace(twin, one_tap=True, offline_because=why)
+        return replace(twin, one_tap=True, offline_because="", stepwise="mdgl" if twin.cells else "")
 
 
 @dataclass(frozen=True)
@@ -265,11 +269,11 @@ class ModProp(Rule):
         Stands for the mean derivative of the activation.  "auto": the running mean of h over each type, made
         smaller where the filter would not forget within `horizon` steps; taken anew at every update by
         `apply` or `fit_trials`, and at every `reset`.
-        "instant": the mean of h over each type at every step, offline only.  Both with types only.
+        "instant": the mean of h over each type at every step; with factor="exact".  Both with types only.
     modulation : "types", "cells", LowRank(r) or (U, V)
-        The modulatory matrix: means of W over pairs of cell types; W itself, offline only; its
-        best approximation of rank r, taken anew when mu="auto" is; or the product of U (n_rec, r) and
-        V (r, n_rec), which does not follow W.
+        The modulatory matrix: means of W over pairs of cell types; W itself, offline, or with factor="mean" online
+        too, in the eigenvectors of K (in NumPy: N^3 after each update, N^2 a step); its best approximation of rank r, taken
+        anew when mu="auto" is; or the product of U (n_rec, r) and V (r, n_rec), which does not follow W.
     factor : {"exact", "mean", "running"}
         The postsynaptic factor in the drive of the filter: h[p] (the paper's rule, r N^2 numbers
         of state), mu (what the authors' code computes, r^2 N numbers), or at the same price as mu the
@@ -389,7 +393,6 @@ class ModProp(Rule):
             types, mu = network.types, self.mu
             if shared["instant"]:
                 mu = 0.0
-                shared["offline_because"] = "ModProp with mu='instant' is computed backwards here"
             elif isinstance(mu, str):
                 n = np.bincount(types)
                 first = np.unique(types, return_index=True)[1]
@@ -399,7 +402,9 @@ class ModProp(Rule):
             return Plan(trace=trace, types=types, mu=mu, **shared)
         mu = np.broadcast_to(_fits("mu", self.mu, n_rec, "one per unit"), n_rec)
         if self.modulation == "cells":
-            shared["offline_because"] = "ModProp with modulation='cells' keeps N^3 numbers when streamed"
+            if self.factor == "mean":
+                return Plan(cells=True, mu=mu, stepwise="cells", **shared)
+            shared["offline_because"] = "ModProp with modulation='cells' streams with factor='mean' only"
             return Plan(cells=True, mu=mu, **shared)
         if isinstance(self.modulation, LowRank):
             if self.modulation.rank > n_rec:

@@ -219,6 +219,8 @@ cdef Handle *_handle(learner) except NULL:
 
     if not isinstance(learner, Learner):
         raise TypeError(f"object: expected a Learner, got {describe(learner)}")
+    if not isinstance(learner._engine, Engine):
+        raise ValueError(f"rule: expected one that the kernels have, got {learner.rule!r:.60}, which runs in Python")
     cdef Engine engine = learner._engine
     cdef Model *m = &engine.m
     cdef Py_ssize_t N = m.n_rec, Q = m.stride, sources = N + m.n_in + (m.b_rec != NULL)

@@ -166,7 +166,8 @@ cdef class Engine:
         m.trace = {"none": TRACE_NONE, "exact": TRACE_EXACT, "mean": TRACE_MEAN, "taps": TRACE_TAPS}[plan.trace]
         m.online, m.autapses = online, network.autapses
         m.self_modulation, m.refresh_every = plan.self_modulation, plan.refresh_every
-        m.follows = online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None
+        m.instant = plan.instant
+        m.follows = plan.instant or (online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None)
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
         m.may_defer = online and m.trace == TRACE_EXACT and m.rank <= 2 and network.sign is None and network.mask is None and m.n_rec >= LANES
         self.window_online = WINDOW_ONLINE if not m.may_defer else WINDOW_DEFERRED if m.n_rec < 256 else WINDOW
@@ -665,7 +666,7 @@ cdef class Engine:
         cdef Model *m = &self.m
         self._defer(False)
         m.online = not on
-        m.follows = not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps
+        m.follows = m.instant or (not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps)
         if on and not len(self.arrays["grad"]):
             self.arrays |= aligned({"grad": (m.n_rec, m.stride), "grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)
             self._bind_gradient()
@@ -714,7 +715,7 @@ cdef class Engine:
         rec.signal, rec.rows, rec.exact_rows, rec.d = address(signal), address(rows), address(exact_rows), address(d)
         how.kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "running": ADJOINT_RUNNING, "taps": ADJOINT_TAPS,
                     "bptt": ADJOINT_BPTT, "snap1": ADJOINT_SNAP1}[plan.adjoint]
-        how.cells, how.instant, how.exact_steps, how.horizon = plan.cells, plan.instant, plan.exact_steps, plan.horizon
+        how.cells, how.exact_steps, how.horizon = plan.cells, plan.exact_steps, plan.horizon
         how.mu, how.hbar = address(mu), address(hbar)
         self._enter("gradient")
         with nogil:

@@ -38,7 +38,7 @@ cdef void derive_filter(Model *m, real *K) noexcept nogil:
         kept[r + a] = <real>own
     for a in range(r * r):
         K[a] = 0 if m.one_tap else <real>m.power[a]
-    m.unstable = not m.one_tap and not decays(m.power, m.power + r * r, r)
+    m.unstable = not m.one_tap and not m.instant and not decays(m.power, m.power + r * r, r)  # one step's K says nothing of the next
     for a in range(r):
         if not m.one_tap and not fabs(<double>kept[a]) < 1:
             m.unstable = True
@@ -67,6 +67,22 @@ cdef bint decays(double *power, double *scratch, Py_ssize_t r) noexcept nogil:
                 scratch[a * r + b] = row
         power, scratch = scratch, power
     return False
+
+
+cdef void instant_mu(Model *m, const real *h) noexcept nogil:
+    """mu of each type = the mean of h over it."""
+    cdef Py_ssize_t a, p
+    memset(m.type_mu, 0, m.rank * sizeof(double))
+    for p in range(m.n_rec):
+        m.type_mu[m.type[p]] += h[p]
+    for a in range(m.rank):
+        m.type_mu[a] /= m.type_size[a]
+
+
+cdef void follow_activity(Model *m, const real *h) noexcept nogil:
+    """The filter of the step to come, by the activity of this one."""
+    instant_mu(m, h)
+    derive_filter(m, <real *>m.K)
 
 
 cdef void filter_from_means(Model *m, real *coef) noexcept nogil:

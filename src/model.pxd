@@ -59,7 +59,8 @@ ctypedef struct Model:
     Loss loss
     Trace trace
     bint online               # update the weights at every step with an error (SGD), else add up a gradient
-    bint follows              # the type means follow the weights within a stream: the filter changes in time
+    bint follows              # the filter changes in time: the type means follow the weights within a stream, or mu is instant
+    bint instant              # mu is the mean of h over each type, at every step
     bint ahead                # `current` holds W z of the step to come
     bint may_defer            # `exact` of up to two modulators, online, and no constraint on single weights: updates may be written later, see pending.pxi
     bint deferred             # they are
@@ -203,7 +204,6 @@ ctypedef struct Record:
 ctypedef struct Backwards:
     Adjoint kind
     bint cells                # the modulatory matrix is W itself
-    bint instant              # mu is the mean of h over each type, at every step
     Py_ssize_t exact_steps    # 0: none
     Py_ssize_t horizon        # of truncated BPTT; 0: none
     void *mu                  # (N,)

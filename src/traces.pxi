@@ -407,6 +407,8 @@ cdef void close_chunk(Model *m, real *coef) noexcept nogil:
             m.terms[n] = <real *>(m.eps if n == n_steps else m.sources) + slot(m, m.t - n) * m.stride
         if m.rank:
             matvec(modulator, <const real *>m.u, coef + n_steps * P, m.rank, P)
+    if m.follows:
+        filter_powers(m, n_steps, <real *>m.power_K)
     for block in range(m.n_blocks):
         if owed:
             add_block(m, block, n_steps + 1, modulator, m.rank if exact and held else 0)

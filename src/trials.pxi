@@ -23,6 +23,8 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     for p in range(n):
         (<real *>m.h_past)[m.place[p]] = (<real *>m.h)[p]
         m.awake[m.place[p]] = (<real *>m.h)[p] != 0
+    if m.instant:
+        follow_activity(m, <const real *>m.h)
     memset(m.dummy, 0, Q * sizeof(real))
     if m.trace == TRACE_MEAN:
         memset(m.traces, 0, (m.n_class + ROWS - 1) // ROWS * ROWS * m.rank * Q * sizeof(real))
@@ -51,6 +53,8 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
     if learn:
         learning_signal(m, <real *>m.signal)
     trace_and_learn(m, learn, <real *>m.signal)
+    if m.instant:
+        follow_activity(m, <const real *>m.h)
     if learn:
         learn_readout(m, <real *>m.error, <real *>m.pre)
     return status
@@ -211,17 +215,6 @@ cdef void through_taps(Model *m, real *back, const real *direct, Py_ssize_t t, P
     matvec(<real *>m.modulator + slot(m, t) * r, <const real *>m.u, placed, r, m.n_blocks * ROWS)
 
 
-cdef void instant_mu(Model *m, real *mu, const real *h) noexcept nogil:
-    """mu[p] = the mean of h over the type of p."""
-    cdef real *total = <real *>m.old
-    cdef Py_ssize_t p
-    memset(total, 0, m.rank * sizeof(real))
-    for p in range(m.n_rec):
-        total[m.type[p]] += h[p]
-    for p in range(m.n_rec):
-        mu[p] = total[m.type[p]] / <real>m.type_size[m.type[p]]
-
-
 cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_steps) noexcept nogil:
     """Backwards in time; grad += sum_t rows_t eps_t^T, or of a rule that is exact in sum_t rows_t s_t^T.
 
@@ -279,8 +272,10 @@ cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_
             through_w(m, back, lam)
         else:
             through_modulators(m, back, lam)
-        if how.instant:
-            instant_mu(m, mu, h)
+        if m.instant:
+            instant_mu(m, h)
+            for p in range(n):
+                mu[p] = <real>m.type_mu[m.type[p]]
         for p in range(n if kind == ADJOINT_MEAN and not m.self_modulation else 0):
             back[p] -= (<real *>m.drive)[m.type[p] * m.rank + m.type[p]] * lam[p]  # the diagonal, to the bit
         for p in range(n):

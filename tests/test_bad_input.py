@@ -123,7 +123,7 @@ CALLS = [
     (lambda: mf.StepDecay(0.5, 0), ValueError, "every: expected an integer >= 1, got 0"),
     (lambda: learner(mf.BPTT()).step(x), ValueError, "step: BPTT needs the whole trial; use gradient"),
     (lambda: learner(mf.BPTT()).gradient(XS, YS), ValueError, "gradient: BPTT needs the whole trial"),
-    (lambda: learner(mf.ModProp(0.5, modulation="cells")).run(XS[0]), ValueError, "run: ModProp with modulation='cells' keeps N"),
+    (lambda: learner(mf.ModProp(0.5, modulation="cells")).run(XS[0]), ValueError, "run: ModProp with modulation='cells' streams with factor='mean' only"),
     (lambda: learner().apply(), RuntimeError, "accumulated: expected update='apply'"),
     (lambda: learner().gradient(XS[0], YS), ValueError, r"inputs: expected shape \(\*, \*, 3\), got \(4, 3\)"),
     (lambda: learner().gradient(XS.astype(complex), YS), TypeError, "inputs: expected an array of float32, got complex128"),

@@ -103,10 +103,10 @@ def test_an_optimizer_or_a_rule_of_python_is_refused_where_it_is_needed(library)
     handle = handle_of(library, small("apply", optimizer=mf.Adam()))
     assert library.update(handle) == KIND and b"Learner" in library.sentence()
     library.destroy(handle)
-    for what in (object(), small("apply", rule=mf.BPTT())):
+    for what in (object(), small("apply", rule=mf.BPTT()), small("apply", rule=mf.RTRL())):
         empty = ctypes.c_void_p()
         assert library.adopt(ctypes.c_void_p(id(what)), ctypes.byref(empty)) == 6 and not empty.value
-        assert library.sentence().startswith((b"adopt: object: expected a Learner, got", b"adopt: rule: BPTT needs"))
+        assert library.sentence().startswith((b"adopt: object: expected a Learner, got", b"adopt: rule: BPTT needs", b"adopt: rule: expected one that the kernels have, got RTRL"))
 
 
 def test_a_second_thread_is_told_so(library):

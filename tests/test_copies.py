@@ -14,7 +14,12 @@ RULES = {
     "waiting": mf.ModProp(0.25, refresh=2),  # without signs and mask: updates that are not written yet
     "mean": mf.ModProp(0.25, factor="mean", self_modulation=False),
     "running": mf.ModProp("auto", factor="running"),
+    "instant": mf.ModProp("instant"),
     "low rank": mf.ModProp(0.25, modulation=mf.LowRank(2)),
+    "rtrl": mf.RTRL(),
+    "uoro": mf.UORO(),
+    "mdgl cells": mf.MDGL("cells"),
+    "cells": mf.ModProp(0.25, "cells", "mean"),
     "taps": mf.ModProp(0.25, taps=3),
     "chunks": mf.ModProp(0.25, exact_steps=7),
     "rflo": mf.RFLO(),

@@ -91,17 +91,12 @@ def test_snap1_is_exact_for_a_diagonal_w():
     assert np.abs(eprop["w_rec"] - bptt["w_rec"]).max() > 1e-6
 
 
-def test_rtrl_is_bptt_and_uoro_is_it_on_average():
+def test_rtrl_is_bptt_while_there_is_memory():
     inputs, targets = (np.random.default_rng(2).normal(size=(2, 5, 2)) for _ in range(2))
     net = mf.Network(2, 4, 2, activation="tanh", dtype="float64", rng=np.random.default_rng(3))
     bptt = mf.Learner(net, mf.BPTT()).gradient(inputs, targets, mode="offline")
     assert_close(mf.Learner(net, mf.RTRL()).gradient(inputs, targets, mode="offline"), bptt, 1e-12)
-    uoro = mf.Learner(net, mf.UORO(), rng=np.random.default_rng(4))
-    draws = np.array([uoro.gradient(inputs, targets, mode="offline")["w_rec"] for _ in range(1000)])
-    error = draws.std(axis=0) / np.sqrt(len(draws))
-    there = net.connections
-    assert (np.abs(draws.mean(axis=0) - bptt["w_rec"])[there] < 5 * error[there]).all() and (error[there] > 0).all()
-    with pytest.raises(MemoryError, match="RTRL: expected at most 5e-07 GB, 4 units need"):
+    with pytest.raises(MemoryError, match="RTRL: expected at most 5e-07 GB, 4 units need 1\\.79e-06 GB"):
         mf.Learner(net, mf.RTRL(limit=500))
 
 

@@ -18,6 +18,12 @@ import modprop_fast as mf
 from modprop_fast import core
 
 pytestmark = pytest.mark.filterwarnings("ignore:rho")
+
+
+def one_of(rules):
+    return st.sampled_from(sorted(rules)).map(rules.get)
+
+
 RULES = {
     "e-prop": mf.EProp(),
     "exact": mf.ModProp(0.25),
@@ -27,16 +33,23 @@ RULES = {
     "never": mf.ModProp(0.25, refresh="never", factor="mean"),
     "mdgl": mf.MDGL(),
     "taps": mf.ModProp(0.25, taps=3),
+    "instant": mf.ModProp("instant", refresh=2),
 }
 FOLLOWING = {  # they follow at each reset, and in a stream every PLAN_EVERY steps
     "running": mf.ModProp(0.25, factor="running"),
     "auto": mf.ModProp("auto"),
     "low rank": mf.ModProp(0.25, mf.LowRank(1)),
 }
-CHUNKS = {"exact steps": mf.ModProp(0.25, exact_steps=3), "eligibility tail": mf.EProp(exact_steps=2)}
-every_rule = st.sampled_from(sorted(RULES | FOLLOWING)).map((RULES | FOLLOWING).get)
-accumulated = st.sampled_from(sorted(RULES | FOLLOWING | CHUNKS)).map((RULES | FOLLOWING | CHUNKS).get)
-any_rule = st.sampled_from(sorted(RULES)).map(RULES.get)
+CHUNKS = {
+    "exact steps": mf.ModProp(0.25, exact_steps=3),
+    "exact steps instant": mf.ModProp("instant", exact_steps=3),
+    "eligibility tail": mf.EProp(exact_steps=2),
+}
+STEPWISE = {"rtrl": mf.RTRL(), "snap1": mf.SnAp1(), "mdgl cells": mf.MDGL("cells")}  # in NumPy
+DRAWN = {"uoro": mf.UORO()}
+every_rule = one_of(RULES | FOLLOWING | STEPWISE | DRAWN)
+accumulated = one_of(RULES | FOLLOWING | CHUNKS | STEPWISE)
+any_rule = one_of(RULES | STEPWISE | DRAWN)
 any_dtype = st.sampled_from(["float32", "float64"])
 
 
@@ -50,7 +63,7 @@ def twin(problem, rule, **kwargs):
     )  # fmt: skip
     for name, w in net.weights.items():
         other.weights[name][...] = w
-    return mf.Learner(other, rule, loss=problem.loss, **kwargs)
+    return mf.Learner(other, rule, loss=problem.loss, rng=np.random.default_rng(0), **kwargs)
 
 
 def same_bits(a, b):
