@@ -28,7 +28,7 @@ def test_it_agrees_with_a_clock_around_the_call():
     latency.stop()
     learner.step(x)
     assert latency.count == latency.misses == 2000
-    assert np.median(outside) / 4 < latency.p50 <= np.median(outside)  # the clock outside sees the call besides
+    assert np.median(outside) / 4 < latency.p50 <= 1.04 * np.median(outside)  # which sees the call besides; 3 % of a bucket
     assert latency.p50 <= latency.p99 <= latency.max <= max(outside)
     assert latency.percentile(100) == latency.max and latency.percentile(0) <= latency.p50
     assert "2000 steps" in repr(latency) and "2000 over 0.1 us" in repr(latency)
