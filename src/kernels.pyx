@@ -30,6 +30,7 @@ ctypedef fused real:
 
 include "linear.pxi"
 include "forward.pxi"
+include "sparse.pxi"
 include "traces.pxi"
 include "pending.pxi"
 include "filter.pxi"
@@ -104,6 +105,12 @@ cdef void derive_f32(Model *m) noexcept nogil:
 cdef void derive_f64(Model *m) noexcept nogil:
     filter_from_means(m, <double *>m.coef)
 
+cdef bint gather_f32(Model *m) noexcept nogil:
+    return gather(m, <float *>m.packed)
+
+cdef bint gather_f64(Model *m) noexcept nogil:
+    return gather(m, <double *>m.packed)
+
 cdef bint finite_f32(const void *values, Py_ssize_t n) noexcept nogil:
     return finite(<const float *>values, n)
 
@@ -112,8 +119,8 @@ cdef bint finite_f64(const void *values, Py_ssize_t n) noexcept nogil:
 
 
 cdef Kernels[2] kernel_table
-kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, finite_f32)
-kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, finite_f64)
+kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, gather_f32, finite_f32)
+kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, gather_f64, finite_f64)
 
 
 def table() -> int:
