@@ -150,7 +150,7 @@ ctypedef struct Model:
     void *packed_traces       # (r, starts[P])
     Py_ssize_t packed_width   # most connections of a block
     void *table               # (Q + 1, 4) of each source: z, eps, term, sign
-    void *gathered            # scratch: (4, packed_width) the same for each connection of a block, and (r,)
+    void *gathered            # scratch: (4, packed_width) the same for each connection of a block, and (LANES + r,)
     void *type_lanes          # (r, r, 64 bytes) scratch: sums of W over types
 
     # what one step computes on its way

@@ -36,15 +36,13 @@ cdef extern from *:
           *(mpf_f64x2 *)sign = MPF_SHUFFLE(a[1], b[1], 1, 3);
       }
     #else
-      #define MPF_TAKE(name, type, n) \\
-      static void name(type *z, type *eps, type *term, type *sign, const type *table, const int *q) { \\
-          for (int i = 0; i < n; i++) { \\
-              const type *t = table + 4 * q[i]; \\
-              z[i] = t[0], eps[i] = t[1], term[i] = t[2], sign[i] = t[3]; \\
-          } \\
+      #define MPF_TAKE(i) z[i] = table[4 * q[i]], eps[i] = table[4 * q[i] + 1], term[i] = table[4 * q[i] + 2], sign[i] = table[4 * q[i] + 3]
+      static void mpf_take_f32(float *z, float *eps, float *term, float *sign, const float *table, const int *q) {
+          MPF_TAKE(0), MPF_TAKE(1), MPF_TAKE(2), MPF_TAKE(3);
       }
-      MPF_TAKE(mpf_take_f32, float, 4)
-      MPF_TAKE(mpf_take_f64, double, 2)
+      static void mpf_take_f64(double *z, double *eps, double *term, double *sign, const double *table, const int *q) {
+          MPF_TAKE(0), MPF_TAKE(1);
+      }
     #endif
     """
     void take_f32 "mpf_take_f32" (float *z, float *eps, float *term, float *sign, const void *table, const int *q) noexcept nogil
@@ -52,20 +50,21 @@ cdef extern from *:
 
 
 ctypedef struct Row:
-    Py_ssize_t n        # numbers, whole lines
-    Py_ssize_t apart    # from one modulator's traces to the next
-    void *w
-    void *traces
-    void *z             # (n,) each, gathered
-    void *eps
-    void *term          # eps_{t-1}, or of `mean` the row of the type; then what the modulators make of the traces
-    void *sign
-    const void *local   # L h
-    const void *factor  # of the term
-    const void *K       # (r, r), and (r,) the two below
-    const void *kick    # (1-k) V h_{t-1}
-    const void *carry   # m
-    void *old           # scratch of more than two modulators
+    Py_ssize_t n           # numbers, whole lines
+    void *w                # (n,)
+    void *traces           # (r, n), `apart` numbers from one modulator to the next
+    Py_ssize_t apart
+    void *gathered         # (4, n), `width` numbers apart: z, eps, term, sign
+    Py_ssize_t width
+    const void *local      # L h
+    const void *factor     # of the term
+    const void *K          # (r, r), and (r,) the two below
+    const void *kick       # (1-k) V h_{t-1}
+    const void *carry      # m
+    void *old              # scratch, if r > 2
+    void *sums             # (r, 64 bytes), with `stops` (r,) and `pick`: see `add_types`; or NULL
+    const int *stops
+    const void *pick
 
 
 cdef void fill_table(Model *m, real *table, Py_ssize_t c) noexcept nogil:
@@ -98,30 +97,17 @@ cdef void take(real *out, Py_ssize_t width, const real *table, const int *column
 
 
 cdef inline void trace_body(const vec *kind, const Row *row, Py_ssize_t r) noexcept nogil:
-    """R = K R + kick term;  term = carry R."""
+    """R = K R + kick term;  then term = carry R."""
     cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, apart = row.apart // lanes, n = row.n // lanes, a, c, q
     cdef vec *R = <vec *>row.traces
     cdef vec *old = <vec *>row.old
-    cdef vec *term = <vec *>row.term
+    cdef vec *term = <vec *>row.gathered + 2 * row.width // lanes
     cdef vec k00 = spread(kind, row.K, 0), k01 = k00, k10 = k00, k11 = k00, d0 = spread(kind, row.kick, 0), d1 = d0
     cdef vec c0 = spread(kind, row.carry, 0), c1 = c0, x, y, s, t
-    if r > 2:  # each new one is made of all the old ones
-        for q in range(n):
-            for a in range(r):
-                old[a] = R[a * apart + q]
-            s = spread(kind, &ZERO, 0)
-            for a in range(r):
-                t = spread(kind, row.kick, a) * term[q]
-                for c in range(r):
-                    t += spread(kind, row.K, a * r + c) * old[c]
-                s += spread(kind, row.carry, a) * t
-                R[a * apart + q] = t
-            term[q] = s
-        return
     if r == 2:
         k01, k10, k11 = spread(kind, row.K, 1), spread(kind, row.K, 2), spread(kind, row.K, 3)
         d1, c1 = spread(kind, row.kick, 1), spread(kind, row.carry, 1)
-    for q in range(n):
+    for q in range(n if r <= 2 else 0):
         x = R[q]
         s = k00 * x + d0 * term[q]
         if r == 2:
@@ -131,36 +117,65 @@ cdef inline void trace_body(const vec *kind, const Row *row, Py_ssize_t r) noexc
             R[apart + q] = t
         R[q] = s
         term[q] = c0 * s + c1 * t if r == 2 else c0 * s
+    for q in range(n if r > 2 else 0):  # each new one is made of all the old ones
+        s = spread(kind, &ZERO, 0)
+        for a in range(r):
+            old[a] = R[a * apart + q]
+        for a in range(r):
+            t = spread(kind, row.kick, a) * term[q]
+            for c in range(r):
+                t += spread(kind, row.K, a * r + c) * old[c]
+            s += spread(kind, row.carry, a) * t
+            R[a * apart + q] = t
+        term[q] = s
 
 
 cdef inline void weight_body(vec *s, const Row *row, bint learn, bint term, bint sign) noexcept nogil:
-    """w -= local eps + factor term, with signs;  s (64 bytes) += w z."""
-    cdef Py_ssize_t of = LANES // F32_LANES, lanes = F32_LANES if vec is f32v else F64_LANES, line, k, q = 0
+    """w -= local eps + factor term, with signs;  s (64 bytes) = lanes of w . z."""
+    cdef Py_ssize_t of = LANES // F32_LANES, lanes = F32_LANES if vec is f32v else F64_LANES, width = row.width // lanes, line, k, q = 0
     cdef vec *W = <vec *>row.w
-    cdef const vec *z = <const vec *>row.z
-    cdef const vec *eps = <const vec *>row.eps
-    cdef const vec *terms = <const vec *>row.term
-    cdef const vec *signs = <const vec *>row.sign
+    cdef const vec *source = <const vec *>row.gathered
     cdef vec local = spread(s, row.local, 0), factor = spread(s, row.factor, 0), w, g
+    cdef vec sum[LANES]
+    for k in range(of):
+        sum[k] = spread(s, &ZERO, 0)
     for line in range(row.n // (of * lanes)):
         for k in range(of):
             w = W[q]
             if learn:
-                g = local * eps[q]
+                g = local * source[width + q]
                 if term:
-                    g += factor * terms[q]
+                    g += factor * source[2 * width + q]
                 w -= g
                 if sign:
-                    w = keep_sign(w, signs + q)
+                    w = keep_sign(w, source + 3 * width + q)
                 W[q] = w
-            s[k] += w * z[q]
+            sum[k] += w * source[q]
             q += 1
+    for k in range(of):
+        s[k] = sum[k]
 
 
-cdef inline void row_vectors(vec *s, const Row *row, Py_ssize_t r, bint learn, bint term, bint sign) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(LANES // F32_LANES):
-        s[k] = spread(s, &ZERO, 0)
+cdef inline void add_types(vec *sums, const Row *row, Py_ssize_t r) noexcept nogil:
+    """sums[b] += lanes of the weights of type b of pre, which stop at stops[b]; lines that two types share count by parts."""
+    cdef Py_ssize_t of = LANES // F32_LANES, L = of * (F32_LANES if vec is f32v else F64_LANES), size = 64 // L, b, line, k, at, stop, first = 0
+    cdef const vec *w = <const vec *>row.w
+    cdef const char *ones = <const char *>row.pick + LANES * size  # zeros before it, ones from it on
+    cdef vec v
+    for b in range(r):
+        stop = row.stops[b]
+        for line in range(first // L, (stop + L - 1) // L):
+            for k in range(of):
+                v, at = w[line * of + k], line * L
+                if at < first:
+                    v *= (<const vec *>(ones - (first - at) * size))[k]
+                if at + L > stop:
+                    v -= v * (<const vec *>(ones - (stop - at) * size))[k]
+                sums[b * of + k] += v
+        first = stop
+
+
+cdef inline void row_vectors(vec *s, const Row *row, Py_ssize_t r, Py_ssize_t n_types, bint learn, bint term, bint sign) noexcept nogil:
     if r == 1:
         trace_body(s, row, 1)
     elif r == 2:
@@ -175,23 +190,8 @@ cdef inline void row_vectors(vec *s, const Row *row, Py_ssize_t r, bint learn, b
         weight_body(s, row, True, True, False)
     else:
         weight_body(s, row, True, False, False)
-
-
-cdef inline void add_types(vec *sums, const real *w, const int *ends, Py_ssize_t r, const void *pick) noexcept nogil:
-    """sums[b] (64 bytes each) += the weights of type b of pre, which end at ends[b]: lines that two types share count by parts."""
-    cdef Py_ssize_t of = LANES // F32_LANES, L = of * (F32_LANES if vec is f32v else F64_LANES), size = 64 // L, b, line, k, at, end, first = 0
-    cdef vec v
-    for b in range(r):
-        end = ends[b]
-        for line in range(first // L, (end + L - 1) // L):
-            for k in range(of):
-                v, at = (<const vec *>w)[line * of + k], line * L
-                if at < first:
-                    v *= (<const vec *>(<char *>pick + (LANES - (first - at)) * size))[k]
-                if at + L > end:
-                    v -= v * (<const vec *>(<char *>pick + (LANES - (end - at)) * size))[k]
-                sums[b * of + k] += v
-        first = end
+    if row.sums != NULL:
+        add_types(<vec *>row.sums, row, n_types)
 
 
 cdef void pass_over(Model *m, bint advance, bint learn, real *sums) noexcept nogil:
@@ -200,45 +200,41 @@ cdef void pass_over(Model *m, bint advance, bint learn, real *sums) noexcept nog
     `sums` (r, r, 64 bytes) [post, pre]: of the weights by type; or NULL.  What four units read is gathered before they
     are worked on: what has just been stored in small parts cannot be loaded as a whole yet.
     """
-    cdef Py_ssize_t L = 16 if real is float else 8, P = m.n_blocks * ROWS, r = m.rank if m.trace == TRACE_EXACT and advance else 0
-    cdef Py_ssize_t width = m.packed_width, block, i, a, at, c
-    cdef bint term = m.trace != TRACE_NONE
-    cdef real *gathered = <real *>m.gathered
-    cdef real *kick = gathered + 4 * width
+    cdef Py_ssize_t L = 16 if real is float else 8, P = m.n_blocks * ROWS, n_mod = m.rank if m.trace == TRACE_EXACT and advance else 0
+    cdef Py_ssize_t block, i, a, c
+    cdef Py_ssize_t *at = m.starts
+    cdef real *lanes = <real *>m.gathered + 4 * m.packed_width
+    cdef real *kick = lanes + L
     cdef real one = 1
     cdef const real *h_before = <real *>m.h_past + slot(m, m.t + SLOTS - 1) * P
     cdef const real *drive
-    cdef f32v s_f32[LANES]
-    cdef f64v s_f64[LANES]
     cdef Row row
-    row.apart, row.K, row.kick, row.carry, row.factor, row.old = m.starts[P], m.K, kick, <real *>m.modulator + slot(m, m.t) * m.rank, &one, m.old
+    row.K, row.kick, row.carry, row.factor, row.old = m.K, kick, <real *>m.modulator + slot(m, m.t) * m.rank, &one, m.old
+    row.apart, row.width, row.pick, row.sums = m.starts[P], m.packed_width, m.pick, NULL
     for block in range(m.n_blocks):
-        c, at = m.block_type[block], m.starts[block * ROWS]
+        c = m.block_type[block]
         if block == 0 or m.trace == TRACE_MEAN and c != m.block_type[block - 1]:
             fill_table(m, <real *>m.table, c)
-        take(gathered, width, <real *>m.table, m.columns + at, m.starts[block * ROWS + ROWS] - at)
+        take(<real *>m.gathered, row.width, <real *>m.table, m.columns + at[0], at[ROWS] - at[0])
+        row.gathered = m.gathered
+        if sums != NULL:
+            row.sums = sums + c * m.rank * L
         for i in range(block * ROWS, block * ROWS + ROWS):
-            if m.unit[i] < 0:
-                break
-            row.n, row.w, row.traces = m.starts[i + 1] - m.starts[i], <real *>m.packed + m.starts[i], <real *>m.packed_traces + m.starts[i]
-            row.z = gathered + m.starts[i] - at
-            row.eps, row.term, row.sign = <real *>row.z + width, <real *>row.z + 2 * width, <real *>row.z + 3 * width
-            row.local = <real *>m.local + slot(m, m.t) * P + i
-            if m.trace == TRACE_MEAN:
-                row.factor = <real *>m.factor + i
-            drive = <real *>m.drive + m.drive_class[m.unit[i]] * m.rank
-            for a in range(r):
-                kick[a] = h_before[i] * drive[a]
-            if real is float:
-                row_vectors(&s_f32[0], &row, r, learn, term, m.sign != NULL)
-                (<real *>m.current)[m.unit[i]] = fold(<real *>&s_f32[0])
-                if sums != NULL:
-                    add_types(<f32v *>(sums + c * m.rank * L), <real *>row.w, m.type_stops + i * m.rank, m.rank, m.pick)
-            else:
-                row_vectors(&s_f64[0], &row, r, learn, term, m.sign != NULL)
-                (<real *>m.current)[m.unit[i]] = fold(<real *>&s_f64[0])
-                if sums != NULL:
-                    add_types(<f64v *>(sums + c * m.rank * L), <real *>row.w, m.type_stops + i * m.rank, m.rank, m.pick)
+            if m.unit[i] >= 0:
+                row.n, row.w, row.traces = at[1] - at[0], <real *>m.packed + at[0], <real *>m.packed_traces + at[0]
+                row.local, row.stops = <real *>m.local + slot(m, m.t) * P + i, m.type_stops + i * m.rank
+                if m.trace == TRACE_MEAN:
+                    row.factor = <real *>m.factor + i
+                drive = <real *>m.drive + m.drive_class[m.unit[i]] * m.rank
+                for a in range(n_mod):
+                    kick[a] = h_before[i] * drive[a]
+                if real is float:
+                    row_vectors(<f32v *>lanes, &row, n_mod, m.rank, learn, m.trace != TRACE_NONE, m.sign != NULL)
+                else:
+                    row_vectors(<f64v *>lanes, &row, n_mod, m.rank, learn, m.trace != TRACE_NONE, m.sign != NULL)
+                (<real *>m.current)[m.unit[i]] = fold(lanes)
+                row.gathered = <real *>row.gathered + row.n
+            at += 1
     m.ahead = True
 
 
