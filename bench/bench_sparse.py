@@ -41,7 +41,8 @@ def main():
         return lambda: [common.clock(learner.run, xs[:steps], targets[:steps]) / steps], learner._engine.sparse, net
 
     rows = []
-    printed = common.Table(N="6d", rule="<7", density="8.2f", connections="12d", all="10.1f", packed="10.1f", ratio="6.2f", chosen="<11")
+    form = {"N": "6d", "rule": "<7", "density": "8.2f", "connections": "12d"}
+    printed = common.Table(**form, all="10.1f", packed="10.1f", ratio="6.2f", chosen="<6")
     for rule_name, rule in rules.items():
         points = {}
         for n in arguments.sizes:
@@ -55,8 +56,9 @@ def main():
                 found = {path: common.summary(times[path, density])["median_us"] for path in ("all", "packed")}
                 found["ratio"] = common.ratio(times, ("all", density), ("packed", density))
                 points[n, count] = found["packed"]
-                rows.append({"N": n, "rule": rule_name, "density": density, "connections": count, "sparse": bool(sparse), **found})
-                printed.row(n, rule_name, density, count, *found.values(), "connections" if sparse else "all")
+                row = {"N": n, "rule": rule_name, "density": density, "connections": count}
+                rows.append(row | found | {"chosen": "packed" if sparse else "all"})
+                printed.row(*rows[-1].values())
         of = {str(n): [p for p in points if p[0] == n] for n in arguments.sizes} | {"all": list(points)}
         slopes = {n: common.exponent([p[1] for p in at], [points[p] for p in at]) for n, at in of.items()}
         rows.append({"rule": rule_name, "exponents": slopes})

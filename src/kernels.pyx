@@ -8,6 +8,8 @@ One step, in the order of the files below (k = leak, s_t = [z_{t-1} | x_t | 1], 
     traces       R[p] = K R[p] + (1-k) V[:, p] h_{t-1}[p] eps_{t-1}        (r, Q) for every unit p
     gradient     dW[p] = L[p] h[p] eps + m R[p],   accumulated or descended at once
 
+With few connections, online, the last two and W z are one pass over these alone (sparse.pxi).
+
 Rules of these files.  One body per formula, over the fused type `real`; `kernel_table` at the end lists the
 float32 and float64 names.  A kernel takes outputs, inputs, scalars, sizes; it allocates nothing, knows
 no Python and is ``noexcept nogil``.

@@ -25,7 +25,7 @@ SPARSE = {name: rule for name, rule in RULES.items() if name != "taps"} | {
     "random feedback": mf.RFLO(feedback="symmetric"),
 }
 DENSE = {"taps": mf.ModProp(0.25, taps=3), "low-rank mean": mf.ModProp(0.25, mf.LowRank(1), factor="mean")}
-EVENTS = ("look", "hold", "release", "write", "write where none may be", "reset", "no learning", "chunk", "trials", "copy", "window")
+EVENTS = ("look", "hold", "release", "write", "write outside", "reset", "no learning", "chunk", "trials", "copy", "window")
 any_rule = st.sampled_from(sorted(SPARSE)).map(SPARSE.get)
 
 
@@ -173,7 +173,7 @@ def test_weights_are_written_when_somebody_asks(how):
     for name in ("w_rec", "w_in", "b_rec"):
         assert np.array_equal(net._weights[name], before[name]), name
     if how == "ask":
-        net.weights
+        assert net.weights
     elif how == "settle":
         net.settle()
     else:
