@@ -67,11 +67,14 @@ class Engine:
         *,
         online: bool = False,
         lr: float = 0.0,
+        sparse: bool = True,
         on_unstable: Callable[[], object] | None = None,
         on_plan: Callable[[], object] | None = None,
     ) -> None: ...
     @property
     def arrays(self) -> dict[str, _Floats]: ...
+    @property
+    def sparse(self) -> bool: ...
     @property
     def y(self) -> _Floats: ...
     @property

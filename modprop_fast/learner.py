@@ -331,7 +331,7 @@ class Learner:
         outputs = np.empty((*inputs.shape[:2], network.n_out), network.dtype)
 
         def new():
-            return Engine(network, Plan(), self.loss_name, online=True)
+            return Engine(network, Plan(), self.loss_name, online=True, sparse=False)
 
         loss = sum(engine.loss for engine in self._over_trials([], new, inputs, targets, weights, "evaluate", outputs))
         accuracy = None

@@ -74,6 +74,8 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     memcpy(pre + n, x, m.n_in * sizeof(real))
     if m.deferred:
         recurrent_input(m, <real *>m.placed)
+    elif m.sparse and not m.ahead:
+        pass_over(m, False, False, <real *>NULL)
     elif not m.ahead:
         matvec(<real *>m.current, <const real *>m.w_rec, pre, n, n)
     m.ahead = False
@@ -81,9 +83,12 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     eps = <real *>m.eps + slot(m, m.t) * m.stride
     if m.sources != NULL:
         memcpy(<real *>m.sources + slot(m, m.t) * m.stride, pre, m.stride * sizeof(real))
-    matvec(<real *>m.input, <const real *>m.w_in, x, n, m.n_in)
-    if b_rec != NULL:
-        axpy(<real *>m.input, <real>1, b_rec, n)
+    if m.sparse:
+        packed_input(m, <real *>m.input, pre + n)
+    else:
+        matvec(<real *>m.input, <const real *>m.w_in, x, n, m.n_in)
+        if b_rec != NULL:
+            axpy(<real *>m.input, <real>1, b_rec, n)
     for p in range(n):
         v[p] = keep * v[p] + take * (current[p] + input[p])
     for q in range(m.stride):

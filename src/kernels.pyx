@@ -8,6 +8,8 @@ One step, in the order of the files below (k = leak, s_t = [z_{t-1} | x_t | 1], 
     traces       R[p] = K R[p] + (1-k) V[:, p] h_{t-1}[p] eps_{t-1}        (r, Q) for every unit p
     gradient     dW[p] = L[p] h[p] eps + m R[p],   accumulated or descended at once
 
+With few connections, online, the last two and W z are one pass over these alone (sparse.pxi).
+
 Rules of these files.  One body per formula, over the fused type `real`; `kernel_table` at the end lists the
 float32 and float64 names.  A kernel takes outputs, inputs, scalars, sizes; it allocates nothing, knows
 no Python and is ``noexcept nogil``.
@@ -30,6 +32,7 @@ ctypedef fused real:
 
 include "linear.pxi"
 include "forward.pxi"
+include "sparse.pxi"
 include "traces.pxi"
 include "pending.pxi"
 include "filter.pxi"
@@ -116,6 +119,12 @@ cdef void derive_f32(Model *m) noexcept nogil:
 cdef void derive_f64(Model *m) noexcept nogil:
     filter_from_means(m, <double *>m.coef)
 
+cdef bint gather_f32(Model *m) noexcept nogil:
+    return gather(m, <float *>m.packed)
+
+cdef bint gather_f64(Model *m) noexcept nogil:
+    return gather(m, <double *>m.packed)
+
 cdef bint finite_f32(const void *values, Py_ssize_t n) noexcept nogil:
     return finite(<const float *>values, n)
 
@@ -124,8 +133,8 @@ cdef bint finite_f64(const void *values, Py_ssize_t n) noexcept nogil:
 
 
 cdef Kernels[2] kernel_table
-kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, assist_f32, relay_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, finite_f32)
-kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, assist_f64, relay_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, finite_f64)
+kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, assist_f32, relay_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, gather_f32, finite_f32)
+kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, assist_f64, relay_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, gather_f64, finite_f64)
 
 
 def table() -> int:

@@ -64,7 +64,10 @@ ctypedef struct Model:
     bint ahead                # `current` holds W z of the step to come
     bint may_defer            # `exact` of up to two modulators, online, and no constraint on single weights: updates may be written later, see pending.pxi
     bint deferred             # they are
-    bint counted              # the sums over types are those of W and of the traces
+    bint counted              # the sums over types are those of W and of the traces; or `packed` is what the network holds
+    bint sparse               # online with few connections: see sparse.pxi
+    bint unwritten            # `packed` has learned what the network's arrays do not show yet
+    bint shared               # somebody holds these: write at every step
     Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
     bint summed               # `class_sums` holds something
     bint autapses
@@ -149,6 +152,18 @@ ctypedef struct Model:
     double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces
     double *step_sums         # (8, r) see `sum_step`
 
+    # few connections
+    Py_ssize_t *starts        # (P + 1,) where the connections of the unit at each place begin
+    Py_ssize_t *inputs_at     # (P,) where those from the inputs do
+    int *columns              # (starts[P],) their sources, or Q
+    int *type_stops           # (P, r) places in a row before which the synapses from units of each type end
+    void *packed              # (starts[P],) weights
+    void *packed_traces       # (r, starts[P])
+    Py_ssize_t packed_width   # most connections of a block
+    void *table               # (Q + 1, 4) of each source: z, eps, term, sign
+    void *gathered            # scratch: (4, packed_width) the same for each connection of a block, and (LANES + r,)
+    void *type_lanes          # (r, r, 64 bytes) scratch: sums of W over types
+
     # what one step computes on its way
     void *current             # (N,) recurrent input W z_{t-1}
     void *input               # (N,) W_in x_t
@@ -224,4 +239,5 @@ ctypedef struct Kernels:
     void (*descend)(Model *m) noexcept nogil
     void (*refresh)(Model *m) noexcept nogil
     void (*derive)(Model *m) noexcept nogil
+    bint (*gather)(Model *m) noexcept nogil
     bint (*finite)(const void *values, Py_ssize_t n) noexcept nogil

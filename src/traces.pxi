@@ -420,6 +420,10 @@ cdef void close_chunk(Model *m, real *coef) noexcept nogil:
 cdef void settle(Model *m, real *coef) noexcept nogil:
     """Bring everything up to date, so that the gradient is complete and the filter may change."""
     cdef Py_ssize_t group, block, n_steps = 0
+    if m.sparse:
+        if m.unwritten:
+            scatter(m, <real *>m.packed)
+        return
     if m.exact_steps:
         if m.t > m.since[0]:
             close_chunk(m, coef)
@@ -490,13 +494,16 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         return
     if m.trace != TRACE_TAPS:
         n_steps = m.t - m.since[due]
-    if exact:
+    if exact and not m.sparse:
         if m.follows:
             filter_powers(m, n_steps, <real *>m.power_K)
         if learn:
             carry_back(m, n_steps, <real *>m.back)
     m.updates += learn
     refresh = learn and m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
+    if m.sparse:
+        packed_step(m, learn, refresh, <real *>m.type_lanes)
+        return
     if m.deferred:
         defer(m, n_steps, learn, <real *>m.back + SLOTS * r)
         if m.follows:

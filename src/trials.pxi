@@ -8,6 +8,8 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     settle(m, <real *>m.coef)
     m.t = m.owed_until = 0
     m.ahead = False
+    if m.sparse and m.trace == TRACE_EXACT:
+        memset(m.packed_traces, 0, m.rank * m.starts[m.n_blocks * ROWS] * sizeof(real))
     if m.may_defer:
         memset(m.eps_placed, 0, SLOTS * m.n_blocks * ROWS * sizeof(real))
         memset(m.trace_sums, 0, m.rank * m.rank * m.rank * sizeof(double))

@@ -1,0 +1,70 @@
+"""Time of a learned step against the number of recurrent connections: all N x N passed over, or the connections alone.
+
+    python bench/bench_sparse.py [--sizes 512 2048] [--densities 1 0.2 0.1 0.05 0.01] [--short]
+
+Microseconds per step of Learner.run, medians of rounds in which all take their turn: `all` and `packed` are the two
+paths of the engine on the same network with a mask, which it chooses between by itself (`chosen`); `ratio` is the first by the
+second, round by round.  The exponents are slopes in log-log of the second against the number of connections, for each N and
+over all points.
+"""
+
+import common
+
+
+def main():
+    arguments = common.options(
+        __doc__, dict(sizes=[512], densities=[0.2, 0.05], rounds=5),
+        sizes=([512, 2048], "recurrent units"), densities=([1.0, 0.2, 0.1, 0.05, 0.01], "of connections"),
+        rounds=(20, "for the times"),
+    )  # fmt: skip
+    common.start(arguments)
+    import competitors
+    import numpy as np
+
+    import modprop_fast as mf
+    from modprop_fast import core
+
+    rules = {"exact": mf.ModProp(competitors.MU), "mean": mf.ModProp(competitors.MU, factor="mean"), "e-prop": mf.EProp()}
+    rng = np.random.default_rng(0)
+    xs, targets = (rng.normal(size=(4000, 2)).astype(np.float32) for _ in range(2))
+    limits = core.SPARSE_DENSITY, core.SPARSE_UNITS
+
+    def made(n, density, rule, limit):
+        """A round of one learner, whether it keeps connections alone, its network."""
+        core.SPARSE_DENSITY, core.SPARSE_UNITS = limit
+        rng = np.random.default_rng(n)
+        mask = rng.random((n, n)) < density
+        net = mf.Network(2, n, 2, types={"E": n - n // 5, "I": n // 5}, gain=0.8, mask=mask, rng=rng)
+        learner = mf.Learner(net, rule, optimizer=mf.SGD(competitors.LR / n), threads=1)
+        steps = int(min(max(4e6 / n / n, 16), len(xs)))
+        learner.run(xs[:steps], targets[:steps])
+        return lambda: [common.clock(learner.run, xs[:steps], targets[:steps]) / steps], learner._engine.sparse, net
+
+    rows = []
+    form = {"N": "6d", "rule": "<7", "density": "8.2f", "connections": "12d"}
+    printed = common.Table(**form, all="10.1f", packed="10.1f", ratio="6.2f", chosen="<6")
+    for rule_name, rule in rules.items():
+        points = {}
+        for n in arguments.sizes:
+            entries, about = {}, {}
+            for density in arguments.densities:
+                entries["all", density] = made(n, density, rule, (0, dict.fromkeys(limits[1], 0)))[0]
+                entries["packed", density], _, net = made(n, density, rule, (2, dict.fromkeys(limits[1], 0)))
+                about[density] = made(n, density, rule, limits)[1], int(net.connections.sum())
+            times = common.interleave(entries, arguments.rounds)
+            for density, (sparse, count) in about.items():
+                found = {path: common.summary(times[path, density])["median_us"] for path in ("all", "packed")}
+                found["ratio"] = common.ratio(times, ("all", density), ("packed", density))
+                points[n, count] = found["packed"]
+                row = {"N": n, "rule": rule_name, "density": density, "connections": count}
+                rows.append(row | found | {"chosen": "packed" if sparse else "all"})
+                printed.row(*rows[-1].values())
+        of = {str(n): [p for p in points if p[0] == n] for n in arguments.sizes} | {"all": list(points)}
+        slopes = {n: common.exponent([p[1] for p in at], [points[p] for p in at]) for n, at in of.items()}
+        rows.append({"rule": rule_name, "exponents": slopes})
+        print(f"       {rule_name}: exponent", ", ".join(f"{slope:.2f} ({n} N)" for n, slope in slopes.items()))
+    common.finish(arguments, rows)
+
+
+if __name__ == "__main__":
+    main()
