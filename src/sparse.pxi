@@ -252,7 +252,7 @@ cdef void packed_step(Model *m, bint learn, bint refresh, real *sums) noexcept n
             m.type_sums[a] = fold(sums + a * L)
         means_of_types(m)
         derive_filter(m, <real *>m.K)
-    if m.shared:
+    if m.shared and m.unwritten:
         scatter(m, <real *>m.packed)
 
 

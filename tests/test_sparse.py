@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import pickle
+import threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -143,11 +144,11 @@ def test_instruction_sets_and_copies_and_onlookers_change_no_bit(problem, rule, 
             assert np.array_equal(arrays[name], found[0][2][name]), name
 
 
-def small(rule=mf.ModProp(0.25), density=0.1, n_rec=260):
+def small(rule=mf.ModProp(0.25), density=0.1, n_rec=260, lr=0.1):
     rng = np.random.default_rng(0)
     net = mf.Network(2, n_rec, 1, types={"E": 0.8, "I": 0.2}, dale={"E": 1, "I": -1}, bias=True, activation="tanh",
                      mask=rng.random((n_rec, n_rec)) < density, rng=rng)  # fmt: skip
-    return mf.Learner(net, rule, optimizer=mf.SGD(0.1))
+    return mf.Learner(net, rule, optimizer=mf.SGD(lr))
 
 
 def draw(n_steps):
@@ -182,6 +183,17 @@ def test_weights_are_written_when_somebody_asks(how):
     for name in ("w_rec", "w_in", "b_rec"):
         assert not np.array_equal(net._weights[name], before[name]), name
     assert not net.w_rec[~net.connections].any()
+
+
+def test_who_holds_the_weights_sees_them_learn():
+    """In another thread too, while a long run is under way."""
+    learner, seen = small(lr=1e-4), set()
+    held = learner.network.w_rec
+    thread = threading.Thread(target=learner.run, args=draw(3000))
+    thread.start()
+    while thread.is_alive():
+        seen.add(float(held.sum()))
+    assert len(seen) > 3  # before, after, and between the two
 
 
 def test_two_learners_of_one_network_take_turns():
