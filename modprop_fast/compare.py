@@ -24,11 +24,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -46,6 +44,7 @@ from .tasks import TASKS, Task, linear_baseline
 __all__ = ["SETTINGS", "Setting", "build", "compare", "run", "summarise"]
 
 IN_A_ROW = 5  # evaluations one after the other that meet the criterion
+_SPAWN = get_context("spawn")  # fresh interpreters: forked ones would share locks that a thread may hold
 GRID_SEEDS = (1_000_001, 1_000_002)  # on which learning rates are chosen: no seeds of a comparison
 
 
@@ -256,32 +255,50 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
         return
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of the processes to come: they share the processors already
     os.environ.setdefault("MKL_NUM_THREADS", "1")
-    fresh = {"max_tasks_per_child": 1} if sys.version_info >= (3, 11) else {}  # so that each run's peak memory is its own
-    pool = ProcessPoolExecutor(min(jobs, len(missing)), get_context("spawn"), **fresh)
+    running: dict[Any, tuple[Any, tuple[str, int, float]]] = {}  # the end of a pipe that a process writes its result into
     try:
-        with _interrupt_blocked():
-            futures = {pool.submit(run, setting, *each): each for each in missing}
-        for future in as_completed(futures):
-            result, path = future.result(), _path(out, *futures[future])
-            write_whole(path, lambda file, text=json.dumps(result): file.write(text.encode()))
-            bar.update()
-            yield result
+        while missing or running:
+            while missing and len(running) < jobs:
+                each = missing.pop(0)
+                receive, send = _SPAWN.Pipe(duplex=False)
+                with _interrupt_blocked():
+                    process = _SPAWN.Process(target=_apart, args=(send, setting, *each), daemon=True)
+                    process.start()
+                send.close()
+                running[receive] = process, each
+            for receive in connection.wait(list(running)):
+                process, each = running.pop(receive)
+                try:
+                    result = receive.recv()
+                except EOFError:
+                    raise ChildProcessError(
+                        f"jobs: the system ended one of {jobs} processes, for want of memory perhaps; every finished run is "
+                        f"kept in {out}, and the same command, with fewer jobs, goes on"
+                    ) from None
+                process.join()
+                if isinstance(result, Exception):
+                    raise result
+                write_whole(_path(out, *each), lambda file, text=json.dumps(result): file.write(text.encode()))
+                bar.update()
+                yield result
     except KeyboardInterrupt:
-        for process in list(pool._processes.values()):
-            process.terminate()
         raise KeyboardInterrupt(f"interrupted; every finished run is kept in {out}, and the same command goes on") from None
-    except BrokenProcessPool:
-        raise ChildProcessError(
-            f"jobs: the system ended one of {jobs} processes, for want of memory perhaps; every finished run is kept in "
-            f"{out}, and the same command, with fewer jobs, goes on"
-        ) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for process, _ in running.values():
+            process.terminate()
+
+
+def _apart(send: Any, setting: Setting, rule: str, seed: int, lr: float) -> None:
+    """A run in a process of its own, so that its peak memory is its own."""
+    try:
+        send.send(run(setting, rule, seed, lr))
+    except Exception as error:
+        send.send(error)
 
 
 @contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Processes and threads started here never see Ctrl-C, not even while they import: the parent hears of it, and decides."""
+    """Processes started here never see Ctrl-C, not even while they import: the parent hears of it, and decides."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

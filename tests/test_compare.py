@@ -3,13 +3,14 @@
 import csv
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,14 +71,13 @@ def test_a_divergence_ends_its_own_run_only(tmp_path, monkeypatch):
     """On seed 1 of one rule the weights are no longer finite from the third update on; all else learns on."""
 
     class Here:  # in this process, where the patch is
-        def __init__(self, *_, **__): ...
+        Pipe = staticmethod(multiprocessing.Pipe)
 
-        def submit(self, call, *args):
-            future = Future()
-            future.set_result(call(*args))
-            return future
+        class Process:
+            def __init__(self, *, target, args, daemon):
+                self.start = lambda: target(*args)
 
-        def shutdown(self, **_): ...
+            def join(self): ...
 
     def fit(self, *trials):
         if self.iteration == 3 and isinstance(self.rule, EProp) and self.odd:
@@ -90,7 +90,7 @@ def test_a_divergence_ends_its_own_run_only(tmp_path, monkeypatch):
         return task, learner, training
 
     honest = Learner.fit_trials
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(module, "_SPAWN", Here)
     monkeypatch.setattr(module, "build", odd)
     monkeypatch.setattr(Learner, "fit_trials", fit)
     for error in (FloatingPointError("overflow"), np.linalg.LinAlgError("not finite")):
@@ -216,6 +216,26 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert process.returncode == 130 and b"every finished run is kept" in said and b"Traceback" not in said
     kept = list((out / "runs").iterdir())
     assert len(kept) >= 2 and all(json.loads(path.read_text())["evaluations"] for path in kept)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the process in /proc")
+def test_a_process_that_the_system_ends_is_said_and_the_others_stop(tmp_path):
+    words = ["compare", "delayed-xor", "--rules", "eprop", "bptt", "--seeds", "40", "--n-rec", "10", "--iterations", "4000"]
+    words += ["--option", "delay=3", "--option", "cue=2", "--jobs", "2", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-m", "modprop_fast", *words], stderr=subprocess.PIPE)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def runs():
+        return [pid for pid in children.read_text().split() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    until = time.monotonic() + 60
+    while time.monotonic() < until and len(runs()) < 2:
+        time.sleep(0.05)
+    first, second = runs()
+    os.kill(int(first), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode not in (0, 130) and b"the system ended one of 2 processes" in said and b"Traceback" not in said
+    assert not Path(f"/proc/{second}").exists() or b"spawn_main" not in Path(f"/proc/{second}/cmdline").read_bytes()
 
 
 def test_the_command_line(tmp_path, capsys):
