@@ -207,7 +207,10 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     out = tmp_path / "stopped"
     words = ["compare", "delayed-xor", "--rules", "eprop", "bptt", "--seeds", "40", "--n-rec", "10", "--iterations", "40"]
     words += ["--option", "delay=3", "--option", "cue=2", "--jobs", "1", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "modprop_fast", *words], stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modprop_fast", *words], stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it, and so would this
+    )  # fmt: skip
     until = time.monotonic() + 60
     while time.monotonic() < until and len(list((out / "runs").glob("*.json") if out.exists() else ())) < 2:
         time.sleep(0.05)
