@@ -352,7 +352,7 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
     if code != MPF_OK:
         return leave(h, code)
     m.loss_sum = 0
-    (<Engine>h.engine)._notice_writes()
+    (<Engine>h.engine)._notice_writes(True)  # the header says so
     fp = mpf_flush()
     for t in range(n_steps):
         due = FROM_NOTHING if mask != NULL and not mask[t] else source

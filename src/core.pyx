@@ -589,19 +589,20 @@ cdef class Engine:
             self.since_plan = 0
             self.on_plan()
 
-    cdef inline int _notice_writes(self) except -1 nogil:
+    cdef inline int _notice_writes(self, bint alone=False) except -1 nogil:
         """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
 
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
-        an array or a part of one is seen in the reference counts.
+        an array or a part of one is seen in the reference counts.  `alone`: no other learner has these weights.
         """
         cdef Model *m = &self.m
         cdef bint held = self._held()
         if held or self.stamp[0] != self.seen:
             m.ahead = m.counted = False
             if self.stamp[0] != self.seen:
-                with gil:
-                    self.network.settle()  # of other learners
+                if not alone:
+                    with gil:
+                        self.network.settle()
                 self.seen = self.stamp[0]
         m.shared = held
         if m.sparse and not m.counted and not self.kernels.gather(m):

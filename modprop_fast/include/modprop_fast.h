@@ -28,7 +28,8 @@
    Threads. A learner serves one thread at a time, any thread; a second one gets MPF_BUSY and does not wait. Different
    learners run at the same time, if they do not share a network. mpf_defaults, mpf_create, mpf_adopt and mpf_destroy
    may be called with or without the GIL and take it for themselves (a thread that has the GIL must not wait for one that is
-   in these). All others never touch Python: call them without the GIL. While one of them runs, no other thread may use
+   in these). All others never touch Python (but the first step after weights were set where the mask allows none, which takes the
+   GIL): call them without the GIL. While one of them runs, no other thread may use
    the Learner, or read or write its network's arrays, from Python.
 
    Lifetime. A learner lives until mpf_destroy, and holds on to its Python objects until then. Its handle may be passed
@@ -108,7 +109,8 @@ typedef struct mpf_api {
 
     /* A handle on a modprop_fast.Learner (a PyObject *), which is kept alive, as it is, in mid-stream or not. This is how to
        have Adam, weights from elsewhere, or a rule with arrays: make it in Python. Steps from C are not in its `latency`,
-       updates from C are in its `iteration` after mpf_destroy. */
+       updates from C are in its `iteration` after mpf_destroy. A rule that follows the weights or the activity (mu "auto",
+       factor "running", low rank) is planned anew by Python's calls alone. */
     int (*mpf_adopt)(void *mpf_object, mpf_learner **mpf_out);
 
     /* Give the learner up. MPF_BUSY while another thread is in it. */
