@@ -42,7 +42,7 @@ __all__ = [
 
 
 def get_include() -> str:
-    """The folder of ``modprop_fast.h``, for the include path of a C, C++ or Cython extension.
+    """The folder of ``modprop_fast.h`` and of the declarations of ``modprop_fast.core`` for Cython, for the include path of an extension.
 
     `core.pxd`, in the folder above it, needs no path: ``from modprop_fast.core cimport ...`` finds it by the package.
     """

@@ -72,7 +72,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     written = tree("modprop_fast/**/*.py")
     assert {"modprop_fast/__init__.py", "modprop_fast/tasks/delayed_xor.py"} <= written
     assert written | {f"modprop_fast/{name}" for name in ("py.typed", "core.pyi", "core.pxd")} <= names
-    assert "modprop_fast/include/modprop_fast.h" in names
+    assert {f"modprop_fast/include/{name}" for name in ("modprop_fast.h", "modprop_fast/core.pxd", "modprop_fast/__init__.pxd")} <= names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".pyx", ".c"))]
 
