@@ -217,6 +217,19 @@ def test_two_learners_of_one_network_take_turns():
     assert_close(nets[0].weights, nets[1].weights, 1e-4)
 
 
+def test_weights_where_none_may_be_count_in_a_copy_too():
+    """An engine that finds them goes back to all N x N for good."""
+    one, (xs, targets) = small(lr=0.01), draw(30)
+    one.run(xs[:10], targets[:10])
+    i, j = np.argwhere(~one.network.connections)[700]
+    one.network.w_rec[i, j] = 2
+    assert one._engine.sparse and np.ptp(one.run(xs[10:20], targets[10:20])) and not one._engine.sparse
+    other = copy.deepcopy(one)
+    assert not other._engine.sparse and other.network.w_rec[i, j] == 2
+    assert np.array_equal(other.run(xs[20:], targets[20:]), one.run(xs[20:], targets[20:]))
+    assert same_bits(other.network.weights, one.network.weights)
+
+
 def function(name, *types):
     """One of the C face."""
     of, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
