@@ -597,7 +597,7 @@ cdef class Engine:
         """
         cdef Model *m = &self.m
         cdef bint held = self._held()
-        if held or self.stamp[0] != self.seen:
+        if held or m.shared or self.stamp[0] != self.seen:  # now, or until a moment ago
             m.ahead = m.counted = False
             if self.stamp[0] != self.seen:
                 if not alone:
@@ -629,8 +629,10 @@ cdef class Engine:
         self.m.ahead = self.m.counted = False
 
     cdef inline void _tell_writes(self) noexcept nogil:
-        if (self.m.deferred or self.m.unwritten) and (self.stamp[0] != self.seen or self._held()):  # by another thread, meanwhile
-            self.kernels.settle(&self.m)
+        if self.stamp[0] != self.seen or self._held():  # it may be by another thread, meanwhile
+            self.m.shared = True
+            if self.m.deferred or self.m.unwritten:
+                self.kernels.settle(&self.m)
         self.stamp[0] += 1
         self.seen = self.stamp[0]
 

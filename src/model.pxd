@@ -67,7 +67,7 @@ ctypedef struct Model:
     bint counted              # the sums over types are those of W and of the traces; or `packed` is what the network holds
     bint sparse               # online with few connections: see sparse.pxi
     bint unwritten            # `packed` has learned what the network's arrays do not show yet
-    bint shared               # somebody holds these: write at every step
+    bint shared               # somebody holds these, or did at the last step: write at every step
     Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
     bint summed               # `class_sums` holds something
     bint autapses

@@ -11,7 +11,7 @@
 
 cdef extern from *:
     """
-    /* Four lines of the table (of float64: two) into four columns; written out, since compilers make slow gathers of a loop. */
+    /* Four lines of the table (of float64: two) into four columns, by shuffles of registers. */
     #if defined(__has_builtin)
       #if __has_builtin(__builtin_shufflevector)
         #define MPF_SHUFFLE __builtin_shufflevector

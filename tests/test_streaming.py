@@ -263,6 +263,20 @@ def test_what_is_written_into_the_weights_counts_at_the_next_step():
     assert learner.step(x).tolist() == [3, 4]  # nothing drives the units: z = 0
 
 
+@pytest.mark.parametrize("rule", ["e-prop", "exact"])
+def test_what_is_written_before_an_array_is_let_go_counts(rule):
+    xs, targets = draw(2)
+    learners = small(RULES[rule]), small(RULES[rule])
+    w = learners[0].network.w_rec
+    for learner in learners:
+        learner.step(xs[0], targets[0])
+    w *= 2
+    del w
+    learners[1].network.w_rec *= 2
+    after = [learner.step(xs[1]) for learner in learners]
+    assert np.array_equal(*after) and np.ptp(after)
+
+
 def test_reset_starts_a_trial_anew():
     xs, targets = draw(7)
     learner = small(optimizer=mf.SGD(1e-30))
