@@ -222,10 +222,10 @@ def test_weights_where_none_may_be_count_in_a_copy_too():
     one, (xs, targets) = small(lr=0.01), draw(30)
     one.run(xs[:10], targets[:10])
     i, j = np.argwhere(~one.network.connections)[700]
-    one.network.w_rec[i, j] = 2
+    one.network.w_rec[i, j] = value = 2 * one.network.sign[j]
     assert one._engine.sparse and np.ptp(one.run(xs[10:20], targets[10:20])) and not one._engine.sparse
     other = copy.deepcopy(one)
-    assert not other._engine.sparse and other.network.w_rec[i, j] == 2
+    assert not other._engine.sparse and other.network.w_rec[i, j] == value
     assert np.array_equal(other.run(xs[20:], targets[20:]), one.run(xs[20:], targets[20:]))
     assert same_bits(other.network.weights, one.network.weights)
 
