@@ -16,6 +16,8 @@ __pyx_capi__: dict[str, Any]  # capsules of the functions of core.pxd
 MAX_TOGETHER: int
 MAX_WINDOW: int
 PLAN_EVERY: int
+SPARSE_DENSITY: float
+SPARSE_UNITS: dict[str, int]
 
 def compiler() -> str: ...
 def available_isas() -> tuple[str, ...]: ...
