@@ -589,7 +589,7 @@ cdef class Engine:
             self.since_plan = 0
             self.on_plan()
 
-    cdef inline int _notice_writes(self, bint alone=False) except -1 nogil:
+    cdef inline int _notice_writes(self, bint alone=False, bint may_defer=True) except -1 nogil:
         """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
 
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
@@ -608,7 +608,7 @@ cdef class Engine:
         if m.sparse and not m.counted and not self.kernels.gather(m):
             with gil:
                 self._unpack()  # there are weights where the mask allows none: they count
-        if (m.may_defer and m.online and not held) != m.deferred:
+        if (may_defer and m.may_defer and m.online and not held) != m.deferred:
             self._defer(not m.deferred)
         return 0
 
@@ -667,7 +667,7 @@ cdef class Engine:
         cdef unsigned long long fp
         trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
-        self._notice_writes()
+        self._notice_writes(False, not chunked)
         sparse = self.m.sparse and chunked
         if sparse:
             self._unpack()
