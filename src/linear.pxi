@@ -98,7 +98,7 @@ ctypedef struct Tile:
     void *sign             # (n,) or NULL
     void **keep            # (ROWS,) rows of the mask, or NULL
     void *sums             # (n,) the new rows are added to it; or NULL
-    void *z                # (n,) what the new rows are multiplied with; or NULL
+    void *z                # (n,) what the new rows are multiplied with
     void *dots             # (ROWS, 64 bytes) out: lanes of these products, over whole LANES of columns
     void *tail             # (ROWS, LANES + Q) out: LANES zeros, then the gradient of the columns that are left
     void *pick             # zeros, ones, one zero, ones: LANES, LANES, 1, LANES - 1
@@ -364,7 +364,7 @@ cdef inline void descend_body(const vec *kind, const Tile *tile, Py_ssize_t rank
             if sums != NULL:
                 sums[q] += (a + b) + (c + d)
             w0[q], w1[q], w2[q], w3[q] = a, b, c, d
-            if <int>F32_LANES == <int>LANES and z != NULL:  # a register is one line
+            if <int>F32_LANES == <int>LANES:  # a register is one line
                 e = z[q]
                 d0 += a * e
                 d1 += b * e
@@ -372,7 +372,7 @@ cdef inline void descend_body(const vec *kind, const Tile *tile, Py_ssize_t rank
                 d3 += d * e
             q += 1
         R += rank * ROWS * of
-    if <int>F32_LANES == <int>LANES and z != NULL:
+    if <int>F32_LANES == <int>LANES:
         dots[0], dots[1], dots[2], dots[3] = d0, d1, d2, d3
     for line in range(n_lines, n_vectors // of):
         for k in range(of):

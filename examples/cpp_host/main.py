@@ -1,34 +1,11 @@
-"""Builds host.cpp against this interpreter's libpython and the installed header, and runs it."""
+"""Builds host.cpp and runs it."""
 
-import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-import modprop_fast as mf
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here.parent))
+from embed import build_and_run  # noqa: E402
 
-SKIPPED = 77
-here, said = Path(__file__).resolve().parent, sysconfig.get_config_var
-library = "python" + (said("LDVERSION") or said("VERSION"))
-folders = [folder for folder in (said("LIBDIR"), said("LIBPL")) if folder and list(Path(folder).glob(f"lib{library}.*"))]
-compiler = (said("CXX") or "c++").split()
-lacks = [
-    *([] if shutil.which(compiler[0]) else [f"the compiler {compiler[0]}"]),
-    *([] if Path(sysconfig.get_path("include"), "Python.h").exists() else ["Python.h"]),
-    *([] if folders else [f"lib{library}, which is to be embedded"]),
-]
-if lacks:
-    print("skipped: this machine lacks " + " and ".join(lacks))
-    sys.exit(SKIPPED)
-
-(here / "build").mkdir(exist_ok=True)
-program = here / "build" / "host"
-command = [
-    *compiler, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", here / "host.cpp", "-o", program,
-    "-I", mf.get_include(), "-I", sysconfig.get_path("include"),
-    *(option for folder in folders for option in ("-L", folder, f"-Wl,-rpath,{folder}")),
-    f"-l{library}", *(said("LIBS") or "").split(), *(said("SYSLIBS") or "").split(), *(said("LINKFORSHARED") or "").split(),
-]  # fmt: skip
-subprocess.run(list(map(str, command)), check=True)
-sys.exit(subprocess.run([program, sys.executable]).returncode)
+build_and_run(here / "host.cpp", (sysconfig.get_config_var("CXX") or "c++").split(), "-std=c++17")
