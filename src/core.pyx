@@ -252,6 +252,10 @@ cdef class Engine:
         m.n_blocks = len(unit)
         m.n_drive = unit.size if low_rank else r
         m.place = <int *>address(place)
+        starts = np.flatnonzero(np.diff(place, prepend=-2) != 1)
+        c["runs"] = np.stack([starts, place[starts], np.diff(starts, append=N)], axis=1).astype(np.intc)
+        m.runs, m.n_runs = <int *>address(c["runs"]), len(starts)
+        m.keeps_h = m.trace in (TRACE_EXACT, TRACE_TAPS) or m.exact_steps > 0
         m.unit, m.block_type = <int *>address(c["unit"]), <int *>address(c["block_type"])
         m.type = <int *>address(c["type"]) if self.plan.types is not None else NULL
         m.drive_class, m.since = <int *>address(c["drive_class"]), <Py_ssize_t *>address(c["since"])
@@ -295,15 +299,15 @@ cdef class Engine:
         exact, mean = m.trace == TRACE_EXACT, m.trace == TRACE_MEAN
         own = mean and not m.self_modulation
         sparse = len(self.constants["columns"]) if m.sparse else 0
-        blocks = len(self.constants["unit"]) * (not sparse) if exact else (C + ROWS - 1) // ROWS * mean
+        blocks = len(self.constants["unit"]) * (exact and not sparse)
         past = S * (exact and m.follows)
         kept, masked = 0 if m.online else N, self.network.mask is not None and not sparse
         a = self.arrays = aligned(
             {
                 "pre": (Q,), "v": (N,), "h": (N,), "h_past": (S, P), "eps": (S, Q), "local": (S, P), "modulator": (S, r),
-                "traces": (blocks, Q // LANES, r, ROWS, LANES), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
+                "traces": (C, r, Q) if mean else (blocks, Q // LANES, r, ROWS, LANES), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
                 "past_K": (past, r, r), "past_drive": (past, D, r),
-                "current": (N,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
+                "current": (-(-N // LANES) * LANES,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": ((ROWS + 1) * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
@@ -874,9 +878,9 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
     cdef Py_ssize_t i, n = len(engines)
     cdef int status = OK
     cdef unsigned long long fp
-    scratch = aligned({"z": (first.m.n_rec, LANES), "current": (first.m.n_rec, LANES)}, first.network.dtype)
-    cdef void *z = address(scratch["z"])
-    cdef void *current = address(scratch["current"])
+    cdef Py_ssize_t width = first.arrays["current"].size
+    turned = aligned({"w": (first.m.stride, width)}, first.network.dtype)["w"]  # as many rows as sources, or more
+    cdef void *w = address(turned)
     for i in range(n):
         engine = engines[i]
         xs, target, label, mask, scale = trials[i]
@@ -891,7 +895,7 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
     with nogil:
         fp = mpf_flush()
         if not alone:
-            status = first.kernels.run_together(models, streams, n, z, current)
+            status = first.kernels.run_together(models, streams, n, w, width)
         for i in range(n if alone else 0):
             status = first.kernels.run(models[i], &streams[i])
             if status != OK:

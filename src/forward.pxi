@@ -50,6 +50,41 @@ cdef inline Py_ssize_t slot(Model *m, Py_ssize_t t) noexcept nogil:
     return t % SLOTS
 
 
+cdef void to_places(Model *m, real *placed, const real *x) noexcept nogil:
+    """placed[place[p]] = x[p]."""
+    cdef const int *run = m.runs
+    cdef Py_ssize_t i, p
+    if m.n_runs > m.n_rec // 8:  # short ones
+        for p in range(m.n_rec):
+            placed[m.place[p]] = x[p]
+        return
+    for i in range(m.n_runs):
+        memcpy(placed + run[1], x + run[0], run[2] * sizeof(real))
+        run += 3
+
+
+cdef void from_places(Model *m, real *x, const real *placed) noexcept nogil:
+    """x[p] = placed[place[p]]."""
+    cdef const int *run = m.runs
+    cdef Py_ssize_t i, p
+    if m.n_runs > m.n_rec // 8:
+        for p in range(m.n_rec):
+            x[p] = placed[m.place[p]]
+        return
+    for i in range(m.n_runs):
+        memcpy(x + run[0], placed + run[1], run[2] * sizeof(real))
+        run += 3
+
+
+cdef void keep_h(Model *m, real *ring) noexcept nogil:
+    """h of now for the steps to come."""
+    cdef real *h = ring + slot(m, m.t) * m.n_blocks * ROWS
+    cdef Py_ssize_t i
+    to_places(m, h, <const real *>m.h)
+    for i in range(m.n_blocks * ROWS):
+        m.awake[i] = m.awake[i] << 1 | (h[i] != 0)
+
+
 cdef void through_w(Model *m, real *back, const real *lam) noexcept nogil:
     """back = (1-k) W^T lam."""
     cdef Py_ssize_t p, n = m.n_rec
@@ -72,25 +107,31 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     cdef real keep = <real>m.leak, take = <real>(1 - m.leak)
     cdef Py_ssize_t p, q, o, n = m.n_rec
     memcpy(pre + n, x, m.n_in * sizeof(real))
-    if m.deferred:
+    if m.driven:
+        pass
+    elif m.deferred:
         recurrent_input(m, <real *>m.placed)
     elif m.sparse and not m.ahead:
         pass_over(m, False, False, <real *>NULL)
     elif not m.ahead:
         matvec(<real *>m.current, <const real *>m.w_rec, pre, n, n)
-    m.ahead = False
     m.t += 1
     eps = <real *>m.eps + slot(m, m.t) * m.stride
     if m.sources != NULL:
         memcpy(<real *>m.sources + slot(m, m.t) * m.stride, pre, m.stride * sizeof(real))
     if m.sparse:
         packed_input(m, <real *>m.input, pre + n)
-    else:
+    elif not m.driven:
         matvec(<real *>m.input, <const real *>m.w_in, x, n, m.n_in)
         if b_rec != NULL:
             axpy(<real *>m.input, <real>1, b_rec, n)
-    for p in range(n):
-        v[p] = keep * v[p] + take * (current[p] + input[p])
+    if m.driven:
+        for p in range(n):
+            v[p] = keep * v[p] + take * current[p]
+    else:
+        for p in range(n):
+            v[p] = keep * v[p] + take * (current[p] + input[p])
+    m.ahead = m.driven = False
     for q in range(m.stride):
         eps[q] = keep * eps_before[q] + take * pre[q]
     activate(pre, <real *>m.h, v, n, m.activation)

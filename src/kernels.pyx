@@ -53,11 +53,11 @@ cdef int run_f32(Model *m, Trials *trial) noexcept nogil:
 cdef int run_f64(Model *m, Trials *trial) noexcept nogil:
     return run(m, trial, <const double *>trial.x)
 
-cdef int run_together_f32(Model **models, Trials *trials, Py_ssize_t n, void *z, void *current) noexcept nogil:
-    return run_together(models, trials, n, <float *>z, <float *>current)
+cdef int run_together_f32(Model **models, Trials *trials, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil:
+    return run_together(models, trials, n, <float *>w, width)
 
-cdef int run_together_f64(Model **models, Trials *trials, Py_ssize_t n, void *z, void *current) noexcept nogil:
-    return run_together(models, trials, n, <double *>z, <double *>current)
+cdef int run_together_f64(Model **models, Trials *trials, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil:
+    return run_together(models, trials, n, <double *>w, width)
 
 cdef int record_f32(Model *m, Trials *trial, Record *rec) noexcept nogil:
     return record_trial(m, trial, rec, <const float *>trial.x)

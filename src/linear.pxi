@@ -244,45 +244,44 @@ cdef void matvec_t(real *out, const real *w, const real *x, Py_ssize_t n_rows, P
             axpy(out, x[p], w + p * n, n)
 
 
-cdef inline void times_lanes(vec *out, const void *w, const vec *z, Py_ssize_t p, Py_ssize_t n) noexcept nogil:
-    """out[p + i, :] = sum_q w[p + i, q] z[q, :] for as many rows i as make eight chains of additions; LANES columns."""
-    cdef Py_ssize_t of = per_line(z), rows = 8 // per_line(z), q, i, k
-    cdef vec s[8]
-    cdef vec v
-    for i in range(8):
-        s[i] = spread(z, &ZERO, 0)
+cdef inline void times_line(const vec *kind, void **out, void **x, const vec *w, Py_ssize_t n, Py_ssize_t n_vectors) noexcept nogil:
+    """LANES columns of out[i] = x[i] w, for as many rows i as make eight chains of additions."""
+    cdef Py_ssize_t of = per_line(kind), rows = max(8 // of, 1), q, i, k
+    cdef vec s[LANES]
+    cdef vec v[LANES]
+    for i in range(rows * of):
+        s[i] = spread(kind, &ZERO, 0)
     for q in range(n):
-        for i in range(8 // per_line(z)):
-            v = spread(z, w, (p + i) * n + q)
+        for k in range(of):
+            v[k] = w[k]
+        for i in range(rows):
             for k in range(of):
-                s[i * of + k] += v * z[q * of + k]
-    for i in range(8):
-        out[p * of + i] = s[i]
+                s[i * of + k] += spread(kind, x[i], q) * v[k]
+        w += n_vectors
+    for i in range(rows):
+        for k in range(of):
+            (<vec *>out[i])[k] = s[i * of + k]
 
 
-cdef void matmul_vectors(vec *out, const void *w, const vec *z, Py_ssize_t n) noexcept nogil:
-    """out = w z; w (n, n), z and out (n, LANES).  The last rows are done twice where they do not fill a block."""
-    cdef Py_ssize_t rows = 8 // per_line(z), p = 0, i, q, k
-    cdef vec s
-    while p + rows <= n:
-        times_lanes(out, w, z, p, n)
-        p += rows
-    if p < n and n >= rows:
-        times_lanes(out, w, z, n - rows, n)
-    elif p < n:
-        for i in range(n):
-            for k in range(per_line(z)):
-                s = spread(z, &ZERO, 0)
-                for q in range(n):
-                    s += spread(z, w, i * n + q) * z[q * per_line(z) + k]
-                out[i * per_line(z) + k] = s
+cdef void matmul_vectors(const vec *kind, void **out, void **x, Py_ssize_t n_rows, const vec *w, Py_ssize_t n, Py_ssize_t n_lines) noexcept nogil:
+    cdef Py_ssize_t of = per_line(kind), rows = max(8 // of, 1), row = 0, line, i
+    cdef void *some_out[8]
+    cdef void *some_x[8]
+    while row < n_rows:
+        for line in range(n_lines):
+            for i in range(rows):  # the last row again where they do not fill a block
+                some_out[i] = <vec *>out[min(row + i, n_rows - 1)] + line * of
+                some_x[i] = x[min(row + i, n_rows - 1)]
+            times_line(kind, some_out, some_x, w + line * of, n, n_lines * of)
+        row += rows
 
 
-cdef void matmul(real *out, const real *w, const real *z, Py_ssize_t n) noexcept nogil:
+cdef void matmul(void **out, void **x, Py_ssize_t n_rows, const real *w, Py_ssize_t n, Py_ssize_t n_lines) noexcept nogil:
+    """out[i] = x[i] w for rows of n numbers; w and each out are of n_lines lines, of LANES each."""
     if real is float:
-        matmul_vectors(<f32v *>out, w, <const f32v *>z, n)
+        matmul_vectors(<const f32v *>NULL, out, x, n_rows, <const f32v *>w, n, n_lines)
     else:
-        matmul_vectors(<f64v *>out, w, <const f64v *>z, n)
+        matmul_vectors(<const f64v *>NULL, out, x, n_rows, <const f64v *>w, n, n_lines)
 
 
 # ---------------------------------------------------------------- blocks of rows

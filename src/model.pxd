@@ -62,6 +62,7 @@ ctypedef struct Model:
     bint follows              # the filter changes in time: the type means follow the weights within a stream, or mu is instant
     bint instant              # mu is the mean of h over each type, at every step
     bint ahead                # `current` holds W z of the step to come
+    bint driven               # and what W_in x and b add to it
     bint may_defer            # `exact` of up to two modulators, online, and no constraint on single weights: updates may be written later, see pending.pxi
     bint deferred             # they are
     bint counted              # the sums over types are those of W and of the traces; or `packed` is what the network holds
@@ -92,6 +93,8 @@ ctypedef struct Model:
     # blocks of units
     int *unit                 # (n_blocks, ROWS) units of each block, -1 where there is none
     int *place                # (N,) where in `unit` each unit is
+    int *runs                 # (n_runs, 3) neighbours that are neighbours there: the first one, its place, how many
+    Py_ssize_t n_runs
     int *block_type           # (n_blocks,) cell type, 0 where there are none
     Py_ssize_t *since         # (n_groups,) step up to which the blocks i mod n_groups have their traces (and gradient)
     void *dummy               # (Q,) weights of the missing units
@@ -125,10 +128,11 @@ ctypedef struct Model:
     void *pre                 # (Q,) [z | x | 1 | 0 ..]
     void *v                   # (N,)
     void *h                   # (N,)
+    bint keeps_h              # whether the next two are kept: `exact`, taps and exact_steps read them
     void *h_past              # (S, P) ring of h, by place
     unsigned long long *awake # (P,) whether h != 0: of now in the lowest bit, of n steps ago in bit n
     void *eps                 # (S, Q) ring
-    void *traces              # of blocks of units (`exact`) or classes (`mean`), see linear.pxi; if deferred, see pending.pxi
+    void *traces              # `exact`: of blocks of units, see linear.pxi, or if deferred, pending.pxi; `mean`: (C, r, Q)
     void *self_traces         # (C, Q) l, or NULL
     void *class_eps           # (S, C, Q) ring of eps + l, or NULL
     void *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
@@ -229,7 +233,7 @@ ctypedef struct Backwards:
 ctypedef struct Kernels:
     int (*step)(Model *m, const void *x, const void *target, long long label, ErrorSource source, bint learn) noexcept nogil
     int (*run)(Model *m, Trials *trial) noexcept nogil
-    int (*run_together)(Model **models, Trials *trials, Py_ssize_t n, void *z, void *current) noexcept nogil
+    int (*run_together)(Model **models, Trials *trials, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil
     int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
     void (*adjoint)(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil
     void (*assist)(Model *m, int place) noexcept nogil

@@ -130,7 +130,7 @@ cdef void foresee_blocks(Model *m, Py_ssize_t first, Py_ssize_t last, real *plac
 
 cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     """current = (W with all that is pending) s_t, for the step to come: m.t is still that of the last."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n, i
+    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n, i, p
     cdef Py_ssize_t n_ages = min(m.window, m.t) + 1
     cdef bint pending = m.t < m.owed_until
     cdef real *own = <real *>m.own
@@ -139,7 +139,6 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     cdef const real *a
     cdef const real *e
     cdef real dot
-    cdef int p
     line_up(<real *>m.edge, z, m.n_rec)
     share_out(m, False, 0, placed)
     memset(own, 0, P * sizeof(real))
@@ -152,21 +151,18 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
             for i in range(P):
                 placed[i] -= a[i] * dot
                 own[i] += a[i] * e[i]
-    for i in range(P):
-        p = m.unit[i]
-        if p >= 0:
-            (<real *>m.current)[p] = placed[i] if m.autapses else placed[i] + own[i] * z[p]
+    from_places(m, <real *>m.current, placed)
+    if pending and not m.autapses:
+        from_places(m, <real *>m.input, own)
+        for p in range(m.n_rec):
+            (<real *>m.current)[p] += (<real *>m.input)[p] * z[p]
 
 
 # ---------------------------------------------------------------- after a step
 
 cdef void place_eps(Model *m, real *placed) noexcept nogil:
     """eps of now by place."""
-    cdef Py_ssize_t i
-    cdef const real *eps = <real *>m.eps + slot(m, m.t) * m.stride
-    for i in range(m.n_blocks * ROWS):
-        if m.unit[i] >= 0:
-            placed[i] = eps[m.unit[i]]
+    to_places(m, placed, <const real *>m.eps + slot(m, m.t) * m.stride)
 
 
 cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept nogil:

@@ -300,6 +300,50 @@ cdef void add_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *
 
 # ---------------------------------------------------------------- the `mean` factor
 
+cdef inline void mean_body(vec *G, const vec *was, vec *row, const vec *eps, const vec *own, const void *K, const void *drive, const void *modulator,
+                           Py_ssize_t n_vectors, Py_ssize_t r, bint learn) noexcept nogil:
+    """G = K G + drive (eps + own), (r, n_vectors), and with `learn` row = modulator G.  `was`: G, of three and more a copy."""
+    cdef Py_ssize_t q, a, c
+    cdef vec x, s, sum, was0, was1
+    for q in range(n_vectors):
+        x, was0 = eps[q] if own == NULL else eps[q] + own[q], was[q]
+        if r > 1:
+            was1 = was[n_vectors + q]
+        sum = spread(G, &ZERO, 0)
+        for a in range(r):
+            s = spread(G, K, a * r) * was0
+            if r > 1:
+                s += spread(G, K, a * r + 1) * was1
+            for c in range(2, r):
+                s += spread(G, K, a * r + c) * was[c * n_vectors + q]
+            s += spread(G, drive, a) * x
+            G[a * n_vectors + q] = s
+            if learn:
+                sum += spread(G, modulator, a) * s
+        if learn:
+            row[q] = sum
+
+
+cdef void mean_vectors(vec *G, Model *m, Py_ssize_t c, const vec *eps, vec *row, bint learn) noexcept nogil:
+    """The traces of one class, and what the modulators make of them."""
+    cdef Py_ssize_t of = per_line(G), r = m.rank, n = m.stride // LANES * of
+    cdef Py_ssize_t size = sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES)
+    cdef const void *drive = <char *>m.class_drive + c * r * size
+    cdef const void *modulator = <char *>m.modulator + slot(m, m.t) * r * size
+    cdef const vec *own = NULL
+    if m.self_traces != NULL:
+        own = <const vec *>m.self_traces + c * n
+    if r == 2 and learn:
+        mean_body(G, G, row, eps, own, m.K, drive, modulator, n, 2, True)
+    elif r == 2:
+        mean_body(G, G, row, eps, own, m.K, drive, modulator, n, 2, False)
+    elif r == 1:
+        mean_body(G, G, row, eps, own, m.K, drive, modulator, n, 1, learn)
+    else:
+        memcpy(m.old, G, r * n * sizeof(vec))
+        mean_body(G, <const vec *>m.old, row, eps, own, m.K, drive, modulator, n, r, learn)
+
+
 cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     """The drives of the `mean` factor differ only by class, so one (r, Q) trace per class serves all units.
 
@@ -308,7 +352,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     l[b] = kept[b] l[b] - (1-k) mu[b] M[b, b] eps_{t-1},   kept[b] = k - (1-k) mu[b] M[b, b],
     and the local term becomes L[p] h[p] (eps + l[type p]): class_eps.
     """
-    cdef Py_ssize_t Q = m.stride, r = m.rank, C = m.n_class, c, i, q
+    cdef Py_ssize_t Q = m.stride, r = m.rank, C = m.n_class, c, q
     cdef const real *eps_before = <real *>m.eps + slot(m, m.t - 1) * Q
     cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
     cdef const real *kept = <real *>m.self_drive
@@ -316,27 +360,11 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef real *l
     cdef real *own
     cdef real *rows = <real *>m.class_rows
-    cdef real *dummy = <real *>m.dummy
-    cdef void *terms[2]
-    cdef void *h[2]
-    cdef void *four[ROWS]
-    cdef Tile tile = open_tile(m, r, <real *>m.modulator + slot(m, m.t) * r)
-    tile.K, tile.held, tile.terms, tile.h, tile.out = m.K, True, terms, h, four
-    tile.drive_step, tile.drive_apart = 0, 1
-    h[0] = h[1] = <real *>m.pick + LANES  # ones
-    if learn:
-        memset(rows, 0, C * Q * sizeof(real))
     for c in range(C):
-        tile.traces = G + c // ROWS * ROWS * r * Q
-        terms[0] = <void *>eps_before
-        tile.drive = <real *>m.class_drive + c * r
-        if m.self_traces != NULL:
-            terms[1] = <real *>m.self_traces + c * Q
-        advance(&tile, c % ROWS, 1 if m.self_traces == NULL else 3, rows)
-        if learn and (c % ROWS == ROWS - 1 or c == C - 1):
-            for i in range(ROWS):
-                four[i] = rows + (c // ROWS * ROWS + i) * Q if i <= c % ROWS else dummy
-            add(&tile, rows)
+        if real is float:
+            mean_vectors(<f32v *>(G + c * r * Q), m, c, <const f32v *>eps_before, <f32v *>(rows + c * Q), learn)
+        else:
+            mean_vectors(<f64v *>(G + c * r * Q), m, c, <const f64v *>eps_before, <f64v *>(rows + c * Q), learn)
     if learn and not m.online:
         axpy(<real *>m.class_sums, <real>1, rows, C * Q)
         m.summed = True
@@ -457,22 +485,22 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
     cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.n_groups, block, p, n_steps = 0
     cdef real *local = <real *>m.local + s * m.n_blocks * ROWS
-    cdef real *h_past = <real *>m.h_past + s * m.n_blocks * ROWS
     cdef real *modulator = <real *>m.modulator + s * r
     cdef real *coef = <real *>m.coef
+    cdef real *learned = <real *>m.input
     cdef const real *h = <const real *>m.h
     cdef real scale = <real>m.lr if m.online else 1
     cdef bint refresh, exact = m.trace == TRACE_EXACT
     m.erred[s] = learn
-    for p in range(n):
-        h_past[m.place[p]] = h[p]
-        m.awake[m.place[p]] = m.awake[m.place[p]] << 1 | (h[p] != 0)
+    if m.keeps_h:
+        keep_h(m, <real *>m.h_past)
     if m.h_sum != NULL:
         axpy(<real *>m.h_sum, <real>1, h, n)
         m.h_count += 1
     if learn:
         for p in range(n):
-            local[m.place[p]] = scale * signal[p] * h[p]
+            learned[p] = scale * signal[p] * h[p]
+        to_places(m, local, learned)
         if r:
             matvec(modulator, <const real *>m.u, local, r, m.n_blocks * ROWS)
     if m.follows and m.trace == TRACE_EXACT:

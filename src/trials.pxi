@@ -4,10 +4,10 @@
 cdef void rest(Model *m, real *v) noexcept nogil:
     """The start of a trial: v = 0, z = phi(0), every trace 0; what is owed to the gradient is added first."""
     cdef real *pre = <real *>m.pre
-    cdef Py_ssize_t n = m.n_rec, Q = m.stride, group, p
+    cdef Py_ssize_t n = m.n_rec, Q = m.stride, group
     settle(m, <real *>m.coef)
     m.t = m.owed_until = 0
-    m.ahead = False
+    m.ahead = m.driven = False
     if m.sparse and m.trace == TRACE_EXACT:
         memset(m.packed_traces, 0, m.rank * m.starts[m.n_blocks * ROWS] * sizeof(real))
     if m.may_defer:
@@ -22,14 +22,13 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     if m.b_rec != NULL:
         pre[n + m.n_in] = 1
     activate(pre, <real *>m.h, v, n, m.activation)
-    for p in range(n):
-        (<real *>m.h_past)[m.place[p]] = (<real *>m.h)[p]
-        m.awake[m.place[p]] = (<real *>m.h)[p] != 0
+    memset(m.awake, 0, m.n_blocks * ROWS * sizeof(m.awake[0]))
+    keep_h(m, <real *>m.h_past)
     if m.instant:
         follow_activity(m, <const real *>m.h)
     memset(m.dummy, 0, Q * sizeof(real))
     if m.trace == TRACE_MEAN:
-        memset(m.traces, 0, (m.n_class + ROWS - 1) // ROWS * ROWS * m.rank * Q * sizeof(real))
+        memset(m.traces, 0, m.n_class * m.rank * Q * sizeof(real))
     if m.self_traces != NULL:
         memset(m.self_traces, 0, m.n_class * Q * sizeof(real))
 
@@ -99,22 +98,34 @@ cdef Status run(Model *m, Trials *trial, const real *x) noexcept nogil:
     return OK
 
 
-cdef Status run_together(Model **models, Trials *trials, Py_ssize_t n, real *z, real *current) noexcept nogil:
-    """Up to LANES trials of one length through the same frozen W, step by step: their W z is one product of matrices."""
+cdef void turn_weights(Model *m, real *w, Py_ssize_t width) noexcept nogil:
+    """w[q, p]: [W | W_in | b] by source, (N + n_in (+ 1), width)."""
+    cdef Py_ssize_t p, q, n = m.n_rec
+    for p in range(n):
+        for q in range(n):
+            w[q * width + p] = (<real *>m.w_rec)[p * n + q]
+        for q in range(m.n_in):
+            w[(n + q) * width + p] = (<real *>m.w_in)[p * m.n_in + q]
+        if m.b_rec != NULL:
+            w[(n + m.n_in) * width + p] = (<real *>m.b_rec)[p]
+
+
+cdef Status run_together(Model **models, Trials *trials, Py_ssize_t n, real *w, Py_ssize_t width) noexcept nogil:
+    """Up to LANES trials of one length through the same frozen weights, step by step: their input is one product of
+    matrices.  `w`: (N + n_in (+ 1), width) zeros, scratch."""
     cdef Status status
-    cdef Py_ssize_t t, i, p, n_rec = models[0].n_rec
-    cdef real *row
+    cdef Py_ssize_t t, i, n_in = models[0].n_in, n_rec = models[0].n_rec, n_sources = n_rec + n_in + (models[0].b_rec != NULL)
+    cdef void *pre[LANES]
+    cdef void *current[LANES]
+    turn_weights(models[0], w, width)
+    for i in range(n):
+        pre[i], current[i] = models[i].pre, models[i].current
     for t in range(trials[0].n_steps):
         for i in range(n):
-            row = <real *>models[i].pre
-            for p in range(n_rec):
-                z[p * LANES + i] = row[p]
-        matmul(current, <const real *>models[0].w_rec, z, n_rec)
+            memcpy(<real *>pre[i] + n_rec, <const real *>trials[i].x + t * n_in, n_in * sizeof(real))
+        matmul(current, pre, n, w, n_sources, width // LANES)
         for i in range(n):
-            row = <real *>models[i].current
-            for p in range(n_rec):
-                row[p] = current[p * LANES + i]
-            models[i].ahead = True
+            models[i].driven = True
             status = step_of(models[i], &trials[i], t, <const real *>trials[i].x)
             if status != OK:
                 trials[0].failed = i
