@@ -83,7 +83,7 @@ SETTINGS = {
     "match-to-sample": Setting("match-to-sample", iterations=600),
     "copy": Setting("copy", {"length": 3, "delay": 5}, iterations=1000, criterion=0.9),
     "digits": Setting("digits", tau=2.0, iterations=400, lr=3e-3, criterion=0.9),
-    "mnist1d": Setting("mnist1d", n_rec=100, tau=4.0, batch=64, iterations=1000, criterion=0.5),
+    "mnist1d": Setting("mnist1d", n_rec=100, tau=4.0, batch=64, iterations=1000, criterion=0.35),
     "japanese-vowels": Setting("japanese-vowels", tau=5.0, iterations=200, every=10, lr=3e-3, criterion=0.9),
 }  # fmt: skip
 
