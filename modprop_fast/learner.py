@@ -556,10 +556,10 @@ def _available() -> int:
 
 
 def _chunk(chunk, n_rec, frozen=False) -> int:
-    """Steps per chunk.  While the weights stand still any number gives the same result, and 16 is the quickest."""
+    """Steps per chunk.  While the weights stand still any number gives the same result, and the most is the quickest."""
     if isinstance(chunk, str):
         checks.choice("chunk", chunk, ("auto",))
-        return 16 if frozen or n_rec >= 256 else 1
+        return 32 if frozen else 16 if n_rec >= 256 else 1
     return checks.integer("chunk", chunk, least=1)
 
 

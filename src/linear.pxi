@@ -1,7 +1,10 @@
-# Vectors, matrix-vector products, and the two things that happen to a block of ROWS rows, described by a `Tile`:
+# Vectors, matrix-vector products, and what happens to a block of ROWS rows, described by a `Tile`:
 #
 #     combine     g[i] = sum_j coef[j, i] terms[j] + sum_a carry[a] R[a, i]        the gradient of four units
-#     advance     R[a, i] = sum_c K[a, c] R[c, i] + sum_j drive[j, a] h[j] terms[j]      the traces of one of them
+#
+# and what happens to one of them, a `Renewal`:
+#
+#     renew       W -= sum_a carry[a] R[a] + sum_j w[j] terms[j],     R[a] = sum_c K[a, c] R[c] + sum_j r_a[j] terms[j]
 #
 # `terms` are rows of presynaptic traces.  In `combine` the four units share them: each is loaded once for four.  The
 # traces of a block, (Q / LANES, r, ROWS, LANES) numbers, lie in the order in which `combine` reads them.
@@ -85,13 +88,6 @@ ctypedef struct Tile:
     void **terms           # (n_terms,) rows
     void *coef             # (n_terms, P) from the first unit of the block on
     Py_ssize_t n_terms, n_places
-    # of `advance`
-    void *K                # (r, r)
-    bint held              # whether there is anything yet for K to hold on to
-    void **h               # (n_terms,) where that of the first unit is
-    void *drive            # of term j and modulator a: j * drive_step + a * drive_apart numbers on
-    Py_ssize_t drive_step, drive_apart
-    void *old              # a block of traces, scratch, if rank > 2
     # of `descend`
     Py_ssize_t n           # columns of W
     int *own               # (ROWS,) units, -1 where there is none, if W has no diagonal; or NULL
@@ -104,9 +100,30 @@ ctypedef struct Tile:
     void *pick             # zeros, ones, one zero, ones: LANES, LANES, 1, LANES - 1
 
 
+ctypedef struct Renewal:
+    void *traces           # where those of the first modulator begin
+    void *old              # what they were: the same, or of more than two modulators a copy
+    Py_ssize_t step, apart # numbers from line to line, from modulator to modulator
+    Py_ssize_t rank
+    void *K                # (2, r), of the modulators at hand
+    Py_ssize_t n_terms
+    void *terms[SLOTS + 1] # rows
+    void *r0               # (n_terms,) what each counts for in the traces of one modulator
+    void *r1               # and of the next
+    # of the weights, with up to two modulators
+    void *out              # row of W, or NULL
+    void *carry            # (r,) what the old traces count for
+    void *w                # (n_terms,) what terms do
+    Py_ssize_t n           # columns of W
+    void *tail             # (LANES + Q,) out: LANES zeros, then the gradient of the columns that are not whole LANES
+
+
 cdef enum:
     AHEAD = 2048  # bytes of traces: measured, 5 to 10 % where these are not in the second cache
-    GROUP = 4     # terms that `advance` adds in one pass over a unit's traces
+    AT_ONCE = 4   # vectors of a row: twelve chains of additions
+
+cdef enum Onto:  # where the gradient goes
+    ONTO_NONE, ONTO_W, ONTO_TAIL
 
 cdef double ZERO = 0  # of either type, read from the front
 
@@ -473,108 +490,95 @@ cdef void add(const Tile *tile, const real *_) noexcept nogil:
         add_vectors(<const f64v *>NULL, tile)
 
 
-cdef inline void advance_body(vec *R, const vec *was, const Tile *tile, Py_ssize_t a, Py_ssize_t n_mod, Py_ssize_t r, bint mix,
-                              Py_ssize_t unit, const int *used, Py_ssize_t count) noexcept nogil:
-    """Modulators a .. a + n_mod (1 or 2) of one unit: K times what was, or with `mix` False what is, plus `count` of its terms."""
-    cdef Py_ssize_t of = per_line(R), n_lines = tile.stride // LANES, apart = ROWS * of, line, k, c, j, at, q = 0
-    cdef const vec *row[GROUP]
-    cdef vec c0[GROUP]
-    cdef vec c1[GROUP]
-    cdef vec s, t, x, k0 = spread(R, tile.K, a * r), k1
-    if n_mod == 2:
-        k1 = spread(R, tile.K, (a + 1) * r)
-    for j in range(count):
-        row[j] = <const vec *>tile.terms[used[j]]
-        at, x = used[j] * tile.drive_step + a * tile.drive_apart, spread(R, tile.h[used[j]], unit)
-        c0[j] = spread(R, tile.drive, at) * x
-        if n_mod == 2:
-            c1[j] = spread(R, tile.drive, at + tile.drive_apart) * x
-    for line in range(n_lines):
-        for k in range(of):
-            at = line * tile.rank * apart + k
-            if mix:
-                s = k0 * was[at]
-                if n_mod == 2:
-                    t = k1 * was[at]
-                for c in range(1, r):
-                    x = was[at + c * apart]
-                    s += spread(R, tile.K, a * r + c) * x
-                    if n_mod == 2:
-                        t += spread(R, tile.K, (a + 1) * r + c) * x
-                at += a * apart
-            else:
-                at += a * apart
-                s = R[at]
-                if n_mod == 2:
-                    t = R[at + apart]
-            for j in range(count):
-                x = row[j][q]
-                s += c0[j] * x
-                if n_mod == 2:
-                    t += c1[j] * x
-            R[at] = s
+cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1, const Renewal *it, Py_ssize_t q, Py_ssize_t count,
+                            Py_ssize_t n_mod, Py_ssize_t r) noexcept nogil:
+    """Vectors q .. q + count of `renew`: each is read and written once, however many terms there are."""
+    cdef Py_ssize_t of = per_line(kind), lanes = F32_LANES if vec is f32v else F64_LANES, j, i, c, at
+    cdef Py_ssize_t step = it.step // lanes, apart = it.apart // lanes
+    cdef const vec *row
+    cdef const vec *old = <const vec *>it.old
+    cdef vec s[AT_ONCE]
+    cdef vec t[AT_ONCE]
+    cdef vec g[AT_ONCE]
+    cdef vec x, c0, c1, cw, zero = spread(kind, &ZERO, 0)
+    for i in range(count):
+        s[i] = t[i] = g[i] = zero
+        at = (q + i) // of * step + (q + i) % of
+        for c in range(r):
+            x = old[at + c * apart]
+            s[i] += spread(kind, it.K, c) * x
             if n_mod == 2:
-                R[at + apart] = t
+                t[i] += spread(kind, it.K, r + c) * x
+            if onto != ONTO_NONE:
+                g[i] += spread(kind, it.carry, c) * x
+    for j in range(it.n_terms):
+        row = <const vec *>it.terms[j] + q
+        c0 = spread(kind, it.r0, j)
+        if n_mod == 2:
+            c1 = spread(kind, it.r1, j)
+        if onto != ONTO_NONE:
+            cw = spread(kind, it.w, j)
+        for i in range(count):
+            x = row[i]
+            s[i] += c0 * x
+            if n_mod == 2:
+                t[i] += c1 * x
+            if onto != ONTO_NONE:
+                g[i] += cw * x
+    for i in range(count):
+        at = (q + i) // of * step + (q + i) % of
+        R0[at] = s[i]
+        if n_mod == 2:
+            R1[at] = t[i]
+        if onto == ONTO_W:
+            w[q + i] -= g[i]
+        if onto == ONTO_TAIL:
+            w[i] = g[i]
+
+
+cdef inline void renew_by(const vec *kind, const Renewal *given, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, bint descend,
+                          Py_ssize_t n_mod, Py_ssize_t r) noexcept nogil:
+    cdef Renewal copy = given[0]  # that no store can touch
+    cdef const Renewal *it = &copy
+    cdef Py_ssize_t of = per_line(kind), lanes = F32_LANES if vec is f32v else F64_LANES, q = begin * of, last = end * of
+    cdef Py_ssize_t n_w = it.n // LANES * of
+    cdef vec *R0 = <vec *>it.traces + a * (it.apart // lanes)
+    cdef vec *R1 = R0 + it.apart // lanes
+    if descend:
+        while q + AT_ONCE <= min(last, n_w):
+            renew_some(kind, <vec *>it.out, ONTO_W, R0, R1, it, q, AT_ONCE, n_mod, r)
+            q += AT_ONCE
+        while q < min(last, n_w):
+            renew_some(kind, <vec *>it.out, ONTO_W, R0, R1, it, q, 1, n_mod, r)
+            q += 1
+        while q < last:
+            renew_some(kind, <vec *>it.tail + of + q - n_w, ONTO_TAIL, R0, R1, it, q, 1, n_mod, r)
+            q += 1
+    else:
+        while q + AT_ONCE <= last:
+            renew_some(kind, NULL, ONTO_NONE, R0, R1, it, q, AT_ONCE, n_mod, r)
+            q += AT_ONCE
+        while q < last:
+            renew_some(kind, NULL, ONTO_NONE, R0, R1, it, q, 1, n_mod, r)
             q += 1
 
 
-cdef inline void advance_by(vec *R, const vec *was, const Tile *tile, Py_ssize_t a, Py_ssize_t n_mod, Py_ssize_t r, bint mix,
-                            Py_ssize_t unit, const int *used, Py_ssize_t count) noexcept nogil:
-    """`advance_body`, whose number of terms is a constant to the compiler: it decides once for all lines."""
-    if count == 0:
-        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, 0)
-    elif count == 1:
-        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, 1)
-    elif count == 2:
-        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, 2)
-    elif count == 3:
-        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, 3)
+cdef void renew_vectors(const vec *kind, const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a) noexcept nogil:
+    if it.out != NULL and it.rank == 2:
+        renew_by(kind, it, begin, end, a, True, 2, 2)
+    elif it.out != NULL:
+        renew_by(kind, it, begin, end, a, True, 1, 1)
+    elif it.rank == 2:
+        renew_by(kind, it, begin, end, a, False, 2, 2)
+    elif it.rank - a > 1:
+        renew_by(kind, it, begin, end, a, False, 2, it.rank)
     else:
-        advance_body(R, was, tile, a, n_mod, r, mix, unit, used, GROUP)
+        renew_by(kind, it, begin, end, a, False, 1, it.rank)
 
 
-cdef void advance_vectors(const vec *kind, const Tile *given, Py_ssize_t unit, unsigned int which) noexcept nogil:
-    cdef Tile copy = given[0]  # that no store can touch
-    cdef Tile *tile = &copy
-    cdef Py_ssize_t of = per_line(kind), r = tile.rank, n_rows = tile.stride // LANES * r, a, i, k
-    cdef vec *R = <vec *>tile.traces + unit * of
-    cdef vec *old = <vec *>tile.old
-    cdef int used[SLOTS]
-    cdef Py_ssize_t n = 0, first = 0, count
-    while which:
-        used[n] = lowest(which)
-        which &= which - 1
-        n += 1
-    if not tile.held:
-        for i in range(n_rows):
-            for k in range(of):
-                R[i * ROWS * of + k] = spread(R, &ZERO, 0)
-    else:
-        count = first = min(n, GROUP)
-        if r == 1:
-            advance_by(R, R, tile, 0, 1, 1, True, unit, &used[0], count)
-        elif r == 2:
-            advance_by(R, R, tile, 0, 2, 2, True, unit, &used[0], count)
-        else:  # every new one is made of all the old ones
-            for i in range(n_rows):
-                for k in range(of):
-                    old[i * ROWS * of + k] = R[i * ROWS * of + k]
-            for a in range(r):
-                advance_by(R, old, tile, a, 1, r, True, unit, &used[0], count)
-    while first < n:
-        count = min(n - first, GROUP)
-        a = 0
-        while a + 2 <= r:
-            advance_by(R, R, tile, a, 2, r, False, unit, &used[first], count)
-            a += 2
-        if a < r:
-            advance_by(R, R, tile, a, 1, r, False, unit, &used[first], count)
-        first += count
-
-
-cdef void advance(const Tile *tile, Py_ssize_t unit, unsigned int which, const real *_) noexcept nogil:
-    """The traces of one unit of the block: what they were, if `held`, through K, and the terms j whose bit is in `which`."""
+cdef void renew(const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, const real *_) noexcept nogil:
+    """From line to line, of one unit: modulators a and, if there is one, a + 1."""
     if real is float:
-        advance_vectors(<const f32v *>NULL, tile, unit, which)
+        renew_vectors(<const f32v *>NULL, it, begin, end, a)
     else:
-        advance_vectors(<const f64v *>NULL, tile, unit, which)
+        renew_vectors(<const f64v *>NULL, it, begin, end, a)

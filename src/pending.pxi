@@ -22,18 +22,6 @@ cdef extern from "threads.h":
     void mpf_add(int *count, int n) noexcept nogil
     void mpf_wait(int *count, int value, bint other) noexcept nogil
 
-cdef enum:
-    TERMS = 6     # that `write_row` adds in one pass over a unit's weights and traces
-    MOST_TERMS = SLOTS + 1
-    STRETCH = 24  # lines of a row of weights and traces
-
-ctypedef struct Terms:
-    Py_ssize_t n
-    void *rows[MOST_TERMS]
-    void *w       # (n,) what each row counts for in W
-    void *r0      # and in the traces of either modulator
-    void *r1
-
 
 cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t i, const void *edge, Py_ssize_t rank) noexcept nogil:
     """s[k] += lanes of (out[i] - carry R[i]) . z, of lines of 64 bytes the even and the odd ones apart: two chains of additions."""
@@ -197,183 +185,31 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept 
             first = end
 
 
-cdef inline void write_line(vec *g, vec *R0, vec *R1, vec c0, vec c1, vec k00, vec k01, vec k10, vec k11, const vec *cw, const vec *r0, const vec *r1,
-                            const vec **rows, Py_ssize_t count, Py_ssize_t rank, bint mix, Py_ssize_t q) noexcept nogil:
-    """One vector of `write_body`: g, and R in its place."""
-    cdef Py_ssize_t j
-    cdef vec x = R0[q], y, s = x, t, sum = spread(g, &ZERO, 0)
-    if rank == 2:
-        y = t = R1[q]
-    if mix:
-        sum, s = c0 * x, k00 * x
-        if rank == 2:
-            sum, s, t = sum + c1 * y, s + k01 * y, k10 * x + k11 * y
-    for j in range(count):
-        x = rows[j][q]
-        sum += cw[j] * x
-        s += r0[j] * x
-        if rank == 2:
-            t += r1[j] * x
-    R0[q] = s
-    if rank == 2:
-        R1[q] = t
-    g[0] = sum
-
-
-cdef inline void write_body(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end,
-                            Py_ssize_t first, Py_ssize_t count, Py_ssize_t rank, bint mix) noexcept nogil:
-    """Row i of W and its traces from line to line by `count` terms from `first` on, and with `mix` by what the traces were."""
-    cdef Py_ssize_t of = per_line(kind), n_lines = tile.n // LANES, n_all = tile.stride // LANES, line, k, j, q = begin * of
-    cdef vec *R0 = <vec *>tile.traces + i * rank * n_all * of
-    cdef vec *R1 = R0 + n_all * of
-    cdef vec *w = <vec *>tile.out[i]
-    cdef vec *tail = <vec *>tile.tail + (i * (n_all + 1) + 1 + max(begin - n_lines, 0)) * of
-    cdef const vec *rows[TERMS]
-    cdef vec cw[TERMS]
-    cdef vec r0[TERMS]
-    cdef vec r1[TERMS]
-    cdef vec g, zero = spread(kind, &ZERO, 0), c0 = zero, c1 = zero, k00 = zero, k01 = zero, k10 = zero, k11 = zero
-    if mix:
-        c0, k00 = spread(kind, tile.carry, 0), spread(kind, tile.K, 0)
-        if rank == 2:
-            c1, k01, k10, k11 = spread(kind, tile.carry, 1), spread(kind, tile.K, 1), spread(kind, tile.K, 2), spread(kind, tile.K, 3)
-    for j in range(count):
-        rows[j], cw[j] = <const vec *>terms.rows[first + j], spread(kind, terms.w, first + j)
-        r0[j] = spread(kind, terms.r0, first + j)
-        if rank == 2:
-            r1[j] = spread(kind, terms.r1, first + j)
-    for line in range(begin, min(end, n_lines)):
-        for k in range(of):
-            write_line(&g, R0, R1, c0, c1, k00, k01, k10, k11, cw, r0, r1, rows, count, rank, mix, q)
-            w[q] -= g
-            q += 1
-    for line in range(max(begin, n_lines), end):
-        for k in range(of):
-            write_line(&g, R0, R1, c0, c1, k00, k01, k10, k11, cw, r0, r1, rows, count, rank, mix, q)
-            tail[0] = g if mix else tail[0] + g
-            tail += 1
-            q += 1
-
-
-cdef inline void write_by(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end,
-                          Py_ssize_t first, Py_ssize_t rank, bint mix) noexcept nogil:
-    """`write_body`, whose number of terms is a constant to the compiler; terms are filled up by one of nothing."""
-    cdef Py_ssize_t left = terms.n - first
-    if left <= 0:
-        write_body(kind, tile, i, terms, begin, end, first, 0, rank, mix)
-    elif left <= 2:
-        write_body(kind, tile, i, terms, begin, end, first, 2, rank, mix)
-    elif left <= 4:
-        write_body(kind, tile, i, terms, begin, end, first, 4, rank, mix)
-    else:
-        write_body(kind, tile, i, terms, begin, end, first, TERMS, rank, mix)
-
-
-cdef void write_vectors(const vec *kind, const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef Py_ssize_t first = TERMS
-    if tile.rank == 1:
-        write_by(kind, tile, i, terms, begin, end, 0, 1, True)
-    else:
-        write_by(kind, tile, i, terms, begin, end, 0, 2, True)
-    while first < terms.n:
-        if tile.rank == 1:
-            write_by(kind, tile, i, terms, begin, end, first, 1, False)
-        else:
-            write_by(kind, tile, i, terms, begin, end, first, 2, False)
-        first += TERMS
-
-
-cdef void write_row(const Tile *tile, Py_ssize_t i, const Terms *terms, Py_ssize_t begin, Py_ssize_t end, const real *_) noexcept nogil:
-    """From line to line: W[i] -= carry R + sum_j w[j] rows[j], of columns that are not whole LANES of W into `tail`;
-    R = K R + sum_j r[j] rows[j]."""
-    if real is float:
-        write_vectors(<const f32v *>NULL, tile, i, terms, begin, end)
-    else:
-        write_vectors(<const f64v *>NULL, tile, i, terms, begin, end)
-
-
-cdef inline void push(Terms *terms, void *row, real w, real r0, real r1) noexcept nogil:
-    terms.rows[terms.n] = row
-    (<real *>terms.w)[terms.n], (<real *>terms.r0)[terms.n], (<real *>terms.r1)[terms.n] = w, r0, r1
-    terms.n += 1
-
-
-cdef void unit_terms(Model *m, Terms *terms, Py_ssize_t i, Py_ssize_t n_steps, const real *_) noexcept nogil:
-    """What the unit at place i is owed, of every step at which it was not at rest; taken from what is pending."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, D = m.n_drive, n, s
-    cdef unsigned long long steps = m.awake[i] & ((<unsigned long long>2 << n_steps) - 1)
-    cdef const real *drive
-    cdef real *A
-    cdef real h
-    terms.n = 0
-    while steps:
-        n = lowest(steps)
-        steps &= steps - 1
-        s = slot(m, m.t - n)
-        A, h = <real *>m.pending + s * P + i, (<real *>m.h_past)[s * P + i] if n else 0
-        drive = <real *>m.power_drive + n * r * D + m.drive_class[m.unit[i]]
-        push(terms, <real *>m.eps + s * m.stride, A[0], h * drive[0] if n else 0, h * drive[D] if n and r > 1 else 0)
-        A[0] = 0
-    if terms.n:
-        push(terms, terms.rows[0], <real>0, 0, 0)  # one of nothing, for who takes an even number
-        terms.n -= 1
-
-
-cdef void write_block(Model *m, Tile *tile, const int *unit, Py_ssize_t n_steps, bint owed, real *coef) noexcept nogil:
-    """Four units: their traces, and their weights if they are owed anything.  By stretches of columns, so that terms are
-    still in the first cache for the second unit."""
-    cdef Py_ssize_t i, p, a, first = 0, last, n_lines = m.stride // LANES, r = m.rank
-    cdef real own[ROWS]
-    cdef Terms terms[ROWS]
-    cdef void *scratch[ROWS]
-    if not owed:
-        for i in range(ROWS):
-            scratch[i] = <real *>tile.tail + ROWS * (LANES + m.stride)
-        tile.out = scratch
-    for i in range(ROWS):
-        terms[i].w, terms[i].r0, terms[i].r1 = coef + i * 3 * MOST_TERMS, coef + (i * 3 + 1) * MOST_TERMS, coef + (i * 3 + 2) * MOST_TERMS
-        if unit[i] >= 0:
-            unit_terms(m, &terms[i], unit - m.unit + i, n_steps, coef)
-            own[i] = (<real *>tile.out[i])[unit[i]]
-        else:
-            memset(<real *>tile.tail + i * (LANES + m.stride) + LANES, 0, m.stride * sizeof(real))
-    while first < n_lines:
-        last = min(first + STRETCH, n_lines)
-        for i in range(ROWS):
-            if unit[i] >= 0:
-                write_row(tile, i, &terms[i], first, last, coef)
-        first = last
-    for i in range(ROWS if not m.autapses else 0):
-        p = unit[i]
-        if p >= 0:
-            if p < m.n_rec // LANES * LANES:
-                (<real *>tile.out[i])[p] = own[i]
-            for a in range(r):
-                (<real *>tile.traces)[(i * r + a) * m.stride + p] = 0  # no synapse is there
-    if owed:
-        descend_rest(m, tile, unit, <real *>NULL)
-
-
-cdef void write_blocks(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *coef, void *tail) noexcept nogil:
+cdef void write_blocks(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *tail) noexcept nogil:
     """Bring the weights and the traces of those blocks of a group up to date that are among these."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, n_steps = m.t - m.since[group], n
+    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n_steps = m.t - m.since[group], i, n
     cdef Py_ssize_t block = first + (group - first % m.n_groups + m.n_groups) % m.n_groups
     cdef bint owed = m.t - n_steps < m.owed_until, held = m.since[group] > 0
-    cdef Tile tile = open_tile(m, r, <real *>m.carried + group * r)
-    tile.n, tile.tail, tile.K = m.n_rec, tail, <real *>m.power_K + n_steps * r * r
+    cdef const int *unit
+    cdef Tile tile = open_tile(m, 0, NULL)
+    tile.n, tile.tail = m.n_rec, tail
     while block < last:
-        tile.traces, tile.out = <real *>m.traces + block * ROWS * r * m.stride, m.w_rows + block * ROWS
-        if not held:
-            memset(tile.traces, 0, ROWS * r * m.stride * sizeof(real))
-        write_block(m, &tile, m.unit + block * ROWS, n_steps, owed, coef)
+        renew_block(m, block, n_steps, held, owed, <real *>m.carried + group * m.rank, tail)
+        if owed:
+            tile.out = m.w_rows + block * ROWS
+            unit = m.unit + block * ROWS
+            for i in range(ROWS):
+                if unit[i] < 0:
+                    memset(tail + i * (LANES + Q) + LANES, 0, Q * sizeof(real))
+            descend_rest(m, &tile, unit, <real *>NULL)
         for n in range(1, n_steps + 1):
             memset(<real *>m.h_past + slot(m, m.t - n) * P + block * ROWS, 0, ROWS * sizeof(real))
         block += m.n_groups
 
 
-cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
+cdef void write_group(Model *m, Py_ssize_t group, const real *_) noexcept nogil:
     """Bring the weights and the traces of one group of blocks up to date."""
-    share_out(m, True, group, coef)
+    share_out(m, True, group, _)
     memset(<real *>m.carried + group * m.rank, 0, m.rank * sizeof(real))
     m.since[group] = m.t
 
@@ -383,9 +219,8 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
 cdef void take_part(Model *m, bint write, Py_ssize_t group, int place, int n, const real *_) noexcept nogil:
     """One thread's part of a piece of work: the same blocks every time, which its caches may still hold."""
     cdef Py_ssize_t first = m.n_blocks * place // n, last = m.n_blocks * (place + 1) // n
-    cdef real *coef = <real *>m.coef + place * ROWS * 3 * MOST_TERMS
     if write:
-        write_blocks(m, group, first, last, coef, <real *>m.tail + place * (ROWS + 1) * (LANES + m.stride))
+        write_blocks(m, group, first, last, <real *>m.tail + place * ROWS * (LANES + m.stride))
     else:
         foresee_blocks(m, first, last, <real *>m.placed)
 

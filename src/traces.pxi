@@ -16,6 +16,10 @@
 # that lag behind as well, and every `window` steps brings all units up to date: products of matrices of that rank.
 
 
+cdef enum:
+    STRETCH = 24  # lines of a row of weights and traces
+
+
 cdef void unit_rows(Model *m, Py_ssize_t block, void **rows, void *base, Py_ssize_t width, real *dummy) noexcept nogil:
     """Where the rows of the units of a block begin in a matrix of so many columns."""
     cdef Py_ssize_t i
@@ -29,7 +33,7 @@ cdef Tile open_tile(Model *m, Py_ssize_t rank, const void *carry) noexcept nogil
     """A tile without terms, of no block yet; `rank` 0: without traces."""
     cdef Tile tile
     memset(&tile, 0, sizeof(Tile))
-    tile.stride, tile.rank, tile.carry, tile.old = m.stride, rank, <void *>carry, m.old
+    tile.stride, tile.rank, tile.carry = m.stride, rank, <void *>carry
     tile.terms, tile.coef, tile.n_places = m.terms, m.coef, m.n_blocks * ROWS
     return tile
 
@@ -188,25 +192,84 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
     return n_terms
 
 
-cdef void advance_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, const real *_) noexcept nogil:
-    """Bring the traces of four units over the last steps; a step at which a unit was at rest, h = 0, added nothing."""
-    cdef Py_ssize_t r = m.rank, first = block * ROWS, n, i, a
-    cdef unsigned int steps = <unsigned int>((<long long>1 << n_steps) - 1)
-    cdef void *eps[SLOTS]
-    cdef void *h[SLOTS]
-    cdef Tile tile = open_tile(m, r, NULL)
-    tile.terms, tile.h, tile.traces = eps, h, <real *>m.traces + first * r * m.stride
-    tile.K, tile.held = <real *>m.power_K + n_steps * r * r, held
-    tile.drive_step, tile.drive_apart = r * m.n_drive, m.n_drive
-    for n in range(n_steps):
-        eps[n] = <real *>m.eps + slot(m, m.t - 1 - n) * m.stride
-        h[n] = <real *>m.h_past + slot(m, m.t - 1 - n) * m.n_blocks * ROWS + first
+cdef void unit_terms(Model *m, Renewal *it, Py_ssize_t i, Py_ssize_t n_steps, Py_ssize_t a, real *coef) noexcept nogil:
+    """What the traces of the unit at place i, those of modulators a and a + 1, are owed of the last steps but the one
+    of now, and with `it.out` its weights, of that one too; what is pending is taken from there.
+
+    Of steps at which the unit was at rest, h = 0, there is nothing.  coef: (3, SLOTS + 1).
+    """
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, D = m.n_drive, n, s, count = 0
+    cdef unsigned long long steps = m.awake[i] & ((<unsigned long long>2 << n_steps) - 1)
+    cdef bint owed = it.out != NULL, pair = a + 1 < r
+    cdef real *r1 = coef + SLOTS + 1
+    cdef real *w = r1 + SLOTS + 1
+    cdef real *A
+    cdef const real *drive = <real *>m.power_drive + a * D + m.drive_class[m.unit[i]]
+    cdef real h
+    if not owed:
+        steps &= ~<unsigned long long>1
+    while steps:
+        n = lowest(steps)
+        steps &= steps - 1
+        s = slot(m, m.t - n)
+        h = (<real *>m.h_past)[s * P + i] if n else 0
+        it.terms[count] = <real *>m.eps + s * m.stride
+        coef[count] = h * drive[n * r * D] if n else 0
+        if pair:
+            r1[count] = h * drive[n * r * D + D] if n else 0
+        if owed:
+            A = <real *>m.pending + s * P + i
+            w[count] = A[0]
+            A[0] = 0
+        count += 1
+    it.n_terms, it.r0, it.r1, it.w = count, coef, r1, w
+
+
+cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, bint owed, const real *carry, real *tail) noexcept nogil:
+    """Bring the traces of four units over the last steps, and with `owed` their weights by what is pending.
+
+    By stretches of columns, so that terms are still in the first cache for the next unit.
+    """
+    cdef Py_ssize_t r = m.rank, Q = m.stride, n_lines = Q // LANES, i, a = 0, first, last
+    cdef const int *unit = m.unit + block * ROWS
+    cdef real *traces = <real *>m.traces + block * ROWS * r * Q
+    cdef real *K = <real *>m.power_K + n_steps * r * r
+    cdef real own[ROWS]
+    cdef real coef[ROWS * 3 * (SLOTS + 1)]
+    cdef Renewal job[ROWS]
+    if not held:
+        memset(traces, 0, ROWS * r * Q * sizeof(real))
+    if r > 2:  # every new one is made of all the old ones
+        memcpy(m.old, traces, ROWS * r * Q * sizeof(real))
     for i in range(ROWS):
-        if m.unit[first + i] >= 0:
-            tile.drive = <real *>m.power_drive + r * m.n_drive + m.drive_class[m.unit[first + i]]
-            advance(&tile, i, <unsigned int>(m.awake[first + i] >> 1) & steps, _)
-            for a in range(0 if m.autapses else r):  # no synapse is there
-                (<real *>tile.traces)[((m.unit[first + i] // LANES * r + a) * ROWS + i) * LANES + m.unit[first + i] % LANES] = 0
+        job[i].rank, job[i].n, job[i].carry, job[i].out, job[i].tail = r, m.n_rec, <void *>carry, NULL, NULL
+        if m.deferred:
+            job[i].step, job[i].apart, job[i].traces = LANES, Q, traces + i * r * Q
+        else:
+            job[i].step, job[i].apart, job[i].traces = r * ROWS * LANES, ROWS * LANES, traces + i * LANES
+        job[i].old = job[i].traces if r <= 2 else <real *>m.old + i * LANES
+        if owed and unit[i] >= 0:
+            job[i].out, job[i].tail = m.w_rows[block * ROWS + i], tail + i * (LANES + Q)
+            own[i] = (<real *>job[i].out)[unit[i]]
+    while a < r:
+        for i in range(ROWS):
+            job[i].K = K + a * r
+            if unit[i] >= 0:
+                unit_terms(m, &job[i], block * ROWS + i, n_steps, a, &coef[i * 3 * (SLOTS + 1)])
+        first = 0
+        while first < n_lines:
+            last = min(first + STRETCH, n_lines)
+            for i in range(ROWS):
+                if unit[i] >= 0:
+                    renew(&job[i], first, last, a, carry)
+            first = last
+        a += 2
+    for i in range(ROWS if not m.autapses else 0):  # no synapse is there
+        if unit[i] >= 0:
+            if job[i].out != NULL and unit[i] < m.n_rec // LANES * LANES:
+                (<real *>job[i].out)[unit[i]] = own[i]
+            for a in range(r):
+                (<real *>job[i].traces)[unit[i] // LANES * job[i].step + a * job[i].apart + unit[i] % LANES] = 0
 
 
 cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) noexcept nogil:
@@ -259,7 +322,7 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
     for block in range(m.n_blocks):
         if exact:
             if group == due:
-                advance_block(m, block, n_steps, held, coef)
+                renew_block(m, block, n_steps, held, False, coef, coef)
             lag = m.t - m.since[group]
             tile.rank = r if m.since[group] else 0
             tile.traces = <real *>m.traces + block * ROWS * r * m.stride
@@ -401,7 +464,7 @@ cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
             block += m.n_groups
     block = group
     while exact and block < m.n_blocks:
-        advance_block(m, block, n_steps, m.since[group] > 0, coef)
+        renew_block(m, block, n_steps, m.since[group] > 0, False, coef, coef)
         block += m.n_groups
     m.since[group] = m.t
 
@@ -441,7 +504,7 @@ cdef void close_chunk(Model *m, real *coef) noexcept nogil:
         if owed:
             add_block(m, block, n_steps + 1, modulator, m.rank if exact and held else 0)
         if exact:
-            advance_block(m, block, n_steps, held, coef)
+            renew_block(m, block, n_steps, held, False, coef, coef)
     m.since[0] = m.t
 
 
