@@ -671,12 +671,12 @@ cdef class Engine:
         cdef unsigned long long fp
         trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
-        self._notice_writes(False, not chunked)
+        self._notice_writes(False, not chunked or chunk <= MAX_WINDOW)
         sparse = self.m.sparse and chunked
         if sparse:
             self._unpack()
         if chunked:
-            self._accumulate(True, min(chunk, SLOTS - 1))
+            self._by_chunks(True, chunk)
         others = self._call_team(pool, threads) if self.m.deferred and trial.n_steps >= TEAM_STEPS else []
         with nogil:
             fp = mpf_flush()
@@ -686,7 +686,7 @@ cdef class Engine:
         if chunked:
             if status != OK:
                 self.clear()
-            self._accumulate(False, self.window_online)
+            self._by_chunks(False, self.window_online)
         if sparse:
             self._pack()
         self._tell_writes()
@@ -764,16 +764,23 @@ cdef class Engine:
         m.sparse, m.counted = True, False
         self._set_window(1)
 
-    cdef _accumulate(self, bint on, Py_ssize_t window):
-        """Between two steps, from descending at once to adding up, or back."""
+    cdef _by_chunks(self, bint on, Py_ssize_t window):
+        """Between two steps, from learning at once to one update after every so many, or back.
+
+        Where updates may wait, and the rings hold a chunk, its end writes them; else the gradient is added up.
+        """
         cdef Model *m = &self.m
-        self._defer(False)
-        m.online = not on
+        cdef bint waits = m.may_defer and window <= MAX_WINDOW if on else m.frozen
+        self._defer(waits)
+        m.online, m.frozen, m.counted = not on, on and waits, False
         m.follows = m.instant or (not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps)
-        if on and not len(self.arrays["grad"]):
-            self.arrays |= aligned({"grad": (m.n_rec, m.stride), "grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)
-            self._bind_gradient()
-        self._set_window(window)
+        if on and not self.arrays["grad_w_out"].size:
+            self.arrays |= aligned({"grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)
+        if on and not waits and not self.arrays["grad"].size:
+            self.arrays |= aligned({"grad": (m.n_rec, m.stride)}, self.network.dtype)
+        self._bind_gradient()
+        self._set_window(min(window, MAX_WINDOW))
+        m.owed_until = m.t
         self.kernels.derive(m)
 
     cdef _set_window(self, Py_ssize_t window):

@@ -102,10 +102,10 @@ cdef void settle_f64(Model *m) noexcept nogil:
     settle(m, <double *>m.coef)
 
 cdef void descend_f32(Model *m) noexcept nogil:
-    descend_accumulated(m, <float *>m.grad)
+    end_chunk(m, True, <float *>m.grad)
 
 cdef void descend_f64(Model *m) noexcept nogil:
-    descend_accumulated(m, <double *>m.grad)
+    end_chunk(m, True, <double *>m.grad)
 
 cdef void refresh_f32(Model *m) noexcept nogil:
     refresh_filter(m, <const float *>m.w_rec)

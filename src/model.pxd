@@ -65,6 +65,7 @@ ctypedef struct Model:
     bint driven               # and what W_in x and b add to it
     bint may_defer            # `exact` of up to two modulators, online, and no constraint on single weights: updates may be written later, see pending.pxi
     bint deferred             # they are
+    bint frozen               # and felt only at the end of a chunk of steps, when all are written
     bint counted              # the sums over types are those of W and of the traces; or `packed` is what the network holds
     bint sparse               # online with few connections: see sparse.pxi
     bint unwritten            # `packed` has learned what the network's arrays do not show yet

@@ -33,8 +33,7 @@ cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t i, const void
     cdef vec g, c0 = spread(s, &ZERO, 0), c1 = c0
     for k in range(2 * of):
         s[k] = c0
-    if rank:
-        c0 = spread(s, tile.carry, 0)
+    c0 = spread(s, tile.carry, 0)
     if rank == 2:
         c1 = spread(s, tile.carry, 1)
     for line in range(n_lines // 2):
@@ -55,7 +54,7 @@ cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t i, const void
                 g -= c0 * R0[q] + c1 * R1[q]
             s[k] += g * z[q]
             q += 1
-    for line in range(n_lines, n_all if rank else n_lines):
+    for line in range(n_lines, n_all):
         for k in range(of):
             g = c0 * R0[q]
             if rank == 2:
@@ -71,9 +70,7 @@ cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t i, const void
 
 
 cdef inline void foresee_vectors(vec *s, const Tile *tile, Py_ssize_t i, const void *edge) noexcept nogil:
-    if tile.rank == 0:
-        foresee_body(s, tile, i, edge, 0)
-    elif tile.rank == 1:
+    if tile.rank == 1:
         foresee_body(s, tile, i, edge, 1)
     else:
         foresee_body(s, tile, i, edge, 2)
@@ -112,7 +109,10 @@ cdef void foresee_blocks(Model *m, Py_ssize_t first, Py_ssize_t last, real *plac
         tile.rank = r if pending and m.since[group] else 0
         tile.carry = <real *>m.carried + group * r
         tile.traces = <real *>m.traces + block * ROWS * r * m.stride
-        for i in range(ROWS):
+        if tile.rank == 0:
+            dot_rows(placed + block * ROWS, <real *>tile.out[0], <real *>tile.out[1], <real *>tile.out[2], <real *>tile.out[3],
+                     <real *>m.pre, <real *>m.edge, m.n_rec)
+        for i in range(ROWS if tile.rank else 0):
             placed[block * ROWS + i] = foresee(&tile, i, <real *>m.edge)
 
 
@@ -212,6 +212,21 @@ cdef void write_group(Model *m, Py_ssize_t group, const real *_) noexcept nogil:
     share_out(m, True, group, _)
     memset(<real *>m.carried + group * m.rank, 0, m.rank * sizeof(real))
     m.since[group] = m.t
+
+
+cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
+    """The end of a chunk of steps during which the weights stood still: with `learn` their update, and the traces after it."""
+    cdef Py_ssize_t n_steps = m.t - m.since[0], P = m.n_blocks * ROWS, n
+    if m.follows:
+        filter_powers(m, n_steps, <real *>m.power_K)
+    if learn:
+        carry_back(m, n_steps, <real *>m.back)
+        gradient_terms(m, n_steps, 0, 1, coef)
+        for n in range(n_steps + 1):
+            memcpy(<real *>m.pending + slot(m, m.t - n) * P, coef + n * P, P * sizeof(real))
+        memcpy(m.carried, <real *>m.back + (SLOTS + n_steps) * m.rank, m.rank * sizeof(real))
+        m.owed_until = m.t
+    write_group(m, 0, coef)
 
 
 # ---------------------------------------------------------------- threads over rows

@@ -552,7 +552,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     cdef real *coef = <real *>m.coef
     cdef real *learned = <real *>m.input
     cdef const real *h = <const real *>m.h
-    cdef real scale = <real>m.lr if m.online else 1
+    cdef real scale = <real>m.lr if m.online or m.frozen else 1
     cdef bint refresh, exact = m.trace == TRACE_EXACT
     m.erred[s] = learn
     if m.keeps_h:
@@ -580,7 +580,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         m.since[0] = m.t
         return
     if not m.online:
-        if m.t - m.since[0] == m.window:
+        if m.t - m.since[0] == m.window and not m.frozen:
             settle(m, coef)
         return
     if m.trace != TRACE_TAPS:

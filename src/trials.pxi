@@ -43,7 +43,7 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
         return TARGET_NOT_FINITE
     if source == FROM_LABEL and not 0 <= label < m.n_out:
         return LABEL_OUT_OF_RANGE
-    if m.deferred and not m.counted:
+    if m.deferred and not (m.counted or m.frozen):
         settle(m, <real *>m.coef)
         take_stock(m, <real *>m.old)
     status = OK if forward(m, x) else DIVERGED
@@ -92,8 +92,8 @@ cdef Status run(Model *m, Trials *trial, const real *x) noexcept nogil:
         status = step_of(m, trial, t, x)
         if status != OK:
             return status
-        if owed and trial.chunk and ((t + 1) % trial.chunk == 0 or t + 1 == trial.n_steps):
-            descend_accumulated(m, <real *>m.grad)
+        if trial.chunk and (owed or m.frozen) and ((t + 1) % trial.chunk == 0 or t + 1 == trial.n_steps):
+            end_chunk(m, owed, <real *>m.grad)
             owed = False
     return OK
 
@@ -133,9 +133,9 @@ cdef Status run_together(Model **models, Trials *trials, Py_ssize_t n, real *w, 
     return OK
 
 
-cdef void descend_accumulated(Model *m, real *grad) noexcept nogil:
-    """One update by the gradient that has been added up, which starts again from zero."""
-    cdef Py_ssize_t p, q, o, n = m.n_rec, Q = m.stride
+cdef void descend_recurrent(Model *m, real *grad) noexcept nogil:
+    """W, W_in and b by the gradient that has been added up, which starts again from zero."""
+    cdef Py_ssize_t p, q, n = m.n_rec, Q = m.stride
     cdef real lr = <real>m.lr, own
     cdef real *w
     cdef real *g
@@ -151,10 +151,22 @@ cdef void descend_accumulated(Model *m, real *grad) noexcept nogil:
         axpy(<real *>m.w_in + p * m.n_in, -lr, g + n, m.n_in)
         if m.b_rec != NULL:
             (<real *>m.b_rec)[p] -= lr * g[n + m.n_in]
+    memset(m.grad, 0, n * Q * sizeof(real))
+
+
+cdef void end_chunk(Model *m, bint learn, real *grad) noexcept nogil:
+    """With `learn` one update by all errors since the last."""
+    cdef Py_ssize_t o, n = m.n_rec
+    cdef real lr = <real>m.lr
+    if m.frozen:
+        write_chunk(m, learn, <real *>m.coef)
+    else:
+        descend_recurrent(m, grad)
+    if not learn:
+        return
     for o in range(m.n_out):
         descend_row(<real *>m.w_out + o * n, <real *>m.grad_w_out + o * n, 1, lr, <const real *>m.sign, n)
     axpy(<real *>m.b_out, -lr, <real *>m.grad_b_out, m.n_out)
-    memset(m.grad, 0, n * Q * sizeof(real))
     memset(m.grad_w_out, 0, m.n_out * n * sizeof(real))
     memset(m.grad_b_out, 0, m.n_out * sizeof(real))
     m.updates += 1
