@@ -18,6 +18,7 @@ MAX_WINDOW: int
 PLAN_EVERY: int
 SPARSE_DENSITY: float
 SPARSE_UNITS: dict[str, int]
+DEFER_FROM: dict[str, int]
 
 def compiler() -> str: ...
 def available_isas() -> tuple[str, ...]: ...

@@ -104,7 +104,7 @@ ctypedef struct Renewal:
     void *traces           # where those of the first modulator begin
     void *old              # what they were: the same, or of more than two modulators a copy
     Py_ssize_t step, apart # numbers from line to line, from modulator to modulator
-    Py_ssize_t rank
+    Py_ssize_t rank        # 0: there are none
     void *K                # (2, r), of the modulators at hand
     Py_ssize_t n_terms
     void *terms[SLOTS + 1] # rows
@@ -513,21 +513,24 @@ cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1
                 g[i] += spread(kind, it.carry, c) * x
     for j in range(it.n_terms):
         row = <const vec *>it.terms[j] + q
-        c0 = spread(kind, it.r0, j)
+        if n_mod:
+            c0 = spread(kind, it.r0, j)
         if n_mod == 2:
             c1 = spread(kind, it.r1, j)
         if onto != ONTO_NONE:
             cw = spread(kind, it.w, j)
         for i in range(count):
             x = row[i]
-            s[i] += c0 * x
+            if n_mod:
+                s[i] += c0 * x
             if n_mod == 2:
                 t[i] += c1 * x
             if onto != ONTO_NONE:
                 g[i] += cw * x
     for i in range(count):
         at = (q + i) // of * step + (q + i) % of
-        R0[at] = s[i]
+        if n_mod:
+            R0[at] = s[i]
         if n_mod == 2:
             R1[at] = t[i]
         if onto == ONTO_W:
@@ -566,8 +569,10 @@ cdef inline void renew_by(const vec *kind, const Renewal *given, Py_ssize_t begi
 cdef void renew_vectors(const vec *kind, const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a) noexcept nogil:
     if it.out != NULL and it.rank == 2:
         renew_by(kind, it, begin, end, a, True, 2, 2)
-    elif it.out != NULL:
+    elif it.out != NULL and it.rank == 1:
         renew_by(kind, it, begin, end, a, True, 1, 1)
+    elif it.out != NULL:
+        renew_by(kind, it, begin, end, a, True, 0, 0)
     elif it.rank == 2:
         renew_by(kind, it, begin, end, a, False, 2, 2)
     elif it.rank - a > 1:

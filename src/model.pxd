@@ -63,7 +63,7 @@ ctypedef struct Model:
     bint instant              # mu is the mean of h over each type, at every step
     bint ahead                # `current` holds W z of the step to come
     bint driven               # and what W_in x and b add to it
-    bint may_defer            # `exact` of up to two modulators, online, and no constraint on single weights: updates may be written later, see pending.pxi
+    bint may_defer            # online, without a constraint on single weights, and not more than two modulators: updates may be written later, see pending.pxi
     bint deferred             # they are
     bint frozen               # and felt only at the end of a chunk of steps, when all are written
     bint counted              # the sums over types are those of W and of the traces; or `packed` is what the network holds
@@ -149,7 +149,9 @@ ctypedef struct Model:
     void *pending             # (S, P) ring: what each eps is to be multiplied with
     void *carried             # (n_groups, r) and the traces
     void *eps_placed          # (S, P) ring of eps by place, its diagonal
-    void *own                 # (P,) scratch
+    void *class_past          # (S, C, Q) ring of `class_rows`: then these are scratch
+    void *row_sums            # (S, C) scratch
+    void *own                 # (P,) diagonal of what waits
     void *placed              # (P,) the same
     void *eps_dots            # scratch: products of each eps with s_t
     int *type_ends            # (r,) places before which those of a type end, where there are types

@@ -9,9 +9,13 @@
 # So a step reads W and R once, adds a few products of vectors, and writes nothing of that size; every step brings
 # one group up to date, in turn, by one update of rank `window`.
 #
-# It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.  It
-# is for `exact`, whose traces are what a step mostly reads and writes; e-prop and `mean` are quicker with one pass over W.
-# The type means of W follow their own recursion, from sums over types of R, h and eps, without a look at W.
+# It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.  For
+# `exact` it saves most; e-prop and the `mean` factor by types, which have no R, gain from some size on (DEFER_FROM,
+# core.pyx).  The rows of the latter, (C, Q) numbers a step, wait in a ring of their own, and count for a group through
+# their sum over the steps that it lags behind.  The type means of W follow from sums over types of R, h and eps, without a
+# look at W.
+#
+# In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.
 #
 # While updates wait, the traces of a unit are two rows (of as many numbers as modulators, one or two): a step reads W
 # and R unit by unit, three streams, which reaches the caches' bandwidth where rows in step of four do not (measured:
@@ -99,15 +103,15 @@ cdef void dot_terms(Model *m, real *out, void **rows, Py_ssize_t n_rows) noexcep
 
 cdef void foresee_blocks(Model *m, Py_ssize_t first, Py_ssize_t last, real *placed) noexcept nogil:
     """The products of W and the traces of these blocks with s_t."""
-    cdef Py_ssize_t r = m.rank, block, group, i
+    cdef Py_ssize_t r = m.rank if m.trace == TRACE_EXACT else 0, block, group = first % m.n_groups, i
     cdef bint pending = m.t < m.owed_until
     cdef Tile tile = open_tile(m, 0, NULL)
     tile.n, tile.z = m.n_rec, m.pre
     for block in range(first, last):
-        group = block % m.n_groups
         tile.out = m.w_rows + block * ROWS
-        tile.rank = r if pending and m.since[group] else 0
+        tile.rank = r if pending and 0 < m.since[group] < m.t else 0  # of now: nothing waits
         tile.carry = <real *>m.carried + group * r
+        group = group + 1 if group + 1 < m.n_groups else 0
         tile.traces = <real *>m.traces + block * ROWS * r * m.stride
         if tile.rank == 0:
             dot_rows(placed + block * ROWS, <real *>tile.out[0], <real *>tile.out[1], <real *>tile.out[2], <real *>tile.out[3],
@@ -116,31 +120,95 @@ cdef void foresee_blocks(Model *m, Py_ssize_t first, Py_ssize_t last, real *plac
             placed[block * ROWS + i] = foresee(&tile, i, <real *>m.edge)
 
 
+cdef void recall_rows(Model *m, real *placed) noexcept nogil:
+    """What the rows of the `mean` factor, of the steps that a group lags behind, take from the products with s_t."""
+    cdef Py_ssize_t C = m.n_class, n, c, i, block, group = 0, n_rows = 0
+    cdef real *dots = <real *>m.eps_dots
+    cdef real *sums = <real *>m.row_sums  # (S, C): of the last n steps
+    cdef const real *factor = <real *>m.factor
+    cdef real sum
+    for n in range(min(m.window, m.t)):
+        for c in range(C if m.erred[slot(m, m.t - n)] else 0):
+            m.terms[n_rows] = <real *>m.class_past + (slot(m, m.t - n) * C + c) * m.stride
+            n_rows += 1
+    dot_terms(m, dots, m.terms, n_rows)
+    n_rows = 0
+    memset(sums, 0, C * sizeof(real))
+    for n in range(min(m.window, m.t)):
+        for c in range(C):
+            sums[(n + 1) * C + c] = sums[n * C + c]
+            if m.erred[slot(m, m.t - n)]:
+                sums[(n + 1) * C + c] += dots[n_rows]
+                n_rows += 1
+    for block in range(m.n_blocks):
+        sum = sums[(m.t - m.since[group]) * C + m.block_type[block]]
+        group = group + 1 if group + 1 < m.n_groups else 0
+        for i in range(block * ROWS, block * ROWS + ROWS):
+            placed[i] -= factor[i] * sum
+
+
+cdef inline void feel_vectors(vec *placed, vec *own, const void **a, const void **e, const void *dots, Py_ssize_t n_ages, Py_ssize_t n_vectors,
+                              bint owned) noexcept nogil:
+    """placed -= sum_n dots[n] a[n], and with `owned` own = sum_n a[n] e[n]."""
+    cdef Py_ssize_t q, n
+    cdef vec s, t, x
+    for q in range(n_vectors):
+        s = placed[q]
+        t = spread(placed, &ZERO, 0)
+        for n in range(n_ages):
+            x = (<const vec *>a[n])[q]
+            s -= spread(placed, dots, n) * x
+            if owned:
+                t += x * (<const vec *>e[n])[q]
+        placed[q] = s
+        if owned:
+            own[q] = t
+
+
+cdef void feel(Model *m, real *placed, real *own, const real *dots, Py_ssize_t n_ages, bint owned) noexcept nogil:
+    """What the last steps' errors, each eps through its own numbers, take from the products with s_t."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, L = 16 if real is float else 8, n, i, done = P // L * L
+    cdef const void *a[SLOTS]
+    cdef const void *e[SLOTS]
+    cdef real x
+    for n in range(n_ages):
+        a[n] = <const void *>(<real *>m.pending + slot(m, m.t - n) * P)
+        e[n] = <const void *>(<real *>m.eps_placed + slot(m, m.t - n) * P)
+    if real is float and owned:
+        feel_vectors(<f32v *>placed, <f32v *>own, a, e, dots, n_ages, done // F32_LANES, True)
+    elif real is float:
+        feel_vectors(<f32v *>placed, <f32v *>own, a, e, dots, n_ages, done // F32_LANES, False)
+    elif owned:
+        feel_vectors(<f64v *>placed, <f64v *>own, a, e, dots, n_ages, done // F64_LANES, True)
+    else:
+        feel_vectors(<f64v *>placed, <f64v *>own, a, e, dots, n_ages, done // F64_LANES, False)
+    for i in range(done, P):
+        if owned:
+            own[i] = 0
+        for n in range(n_ages):
+            x = (<const real *>a[n])[i]
+            placed[i] -= dots[n] * x
+            if owned:
+                own[i] += x * (<const real *>e[n])[i]
+
+
 cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     """current = (W with all that is pending) s_t, for the step to come: m.t is still that of the last."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n, i, p
-    cdef Py_ssize_t n_ages = min(m.window, m.t) + 1
-    cdef bint pending = m.t < m.owed_until
+    cdef Py_ssize_t Q = m.stride, n, p, n_ages = min(m.window, m.t) + 1
+    cdef bint owned = m.trace == TRACE_EXACT and not m.autapses  # else `own` is kept up step by step
     cdef real *own = <real *>m.own
-    cdef real *dots = <real *>m.eps_dots
     cdef const real *z = <const real *>m.pre
-    cdef const real *a
-    cdef const real *e
-    cdef real dot
     line_up(<real *>m.edge, z, m.n_rec)
     share_out(m, False, 0, placed)
-    memset(own, 0, P * sizeof(real))
-    if pending:
+    if m.t < m.owed_until:
         for n in range(n_ages):
             m.terms[n] = <real *>m.eps + slot(m, m.t - n) * Q
-        dot_terms(m, dots, m.terms, n_ages)
-        for n in range(n_ages):
-            a, e, dot = <real *>m.pending + slot(m, m.t - n) * P, <real *>m.eps_placed + slot(m, m.t - n) * P, dots[n]
-            for i in range(P):
-                placed[i] -= a[i] * dot
-                own[i] += a[i] * e[i]
+        dot_terms(m, <real *>m.eps_dots, m.terms, n_ages)
+        feel(m, placed, own, <real *>m.eps_dots, n_ages, owned)
+        if m.trace == TRACE_MEAN:
+            recall_rows(m, placed)
     from_places(m, <real *>m.current, placed)
-    if pending and not m.autapses:
+    if m.t < m.owed_until and not m.autapses:
         from_places(m, <real *>m.input, own)
         for p in range(m.n_rec):
             (<real *>m.current)[p] += (<real *>m.input)[p] * z[p]
@@ -166,6 +234,10 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept 
         return
     m.owed_until = m.t + m.n_groups
     memcpy(A, <real *>m.local + s * P, P * sizeof(real))
+    if m.trace != TRACE_EXACT:
+        for i in range(P):
+            (<real *>m.own)[i] += A[i] * (<real *>m.eps_placed)[s * P + i]
+        return
     for group in range(m.n_groups):
         carried = <real *>m.carried + group * r
         n = m.t - m.since[group]
@@ -202,29 +274,45 @@ cdef void write_blocks(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t 
                 if unit[i] < 0:
                     memset(tail + i * (LANES + Q) + LANES, 0, Q * sizeof(real))
             descend_rest(m, &tile, unit, <real *>NULL)
+        if m.trace != TRACE_EXACT:
+            memset(<real *>m.own + block * ROWS, 0, ROWS * sizeof(real))
         for n in range(1, n_steps + 1):
             memset(<real *>m.h_past + slot(m, m.t - n) * P + block * ROWS, 0, ROWS * sizeof(real))
         block += m.n_groups
 
 
+cdef void sum_rows(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
+    """The rows of the `mean` factor, (C, Q), summed over the last steps."""
+    cdef Py_ssize_t n, size = m.n_class * m.stride
+    memset(sums, 0, size * sizeof(real))
+    for n in range(n_steps):
+        if m.erred[slot(m, m.t - n)]:
+            axpy(sums, <real>1, <real *>m.class_past + slot(m, m.t - n) * size, size)
+
+
 cdef void write_group(Model *m, Py_ssize_t group, const real *_) noexcept nogil:
     """Bring the weights and the traces of one group of blocks up to date."""
+    if m.trace == TRACE_MEAN:
+        sum_rows(m, m.t - m.since[group], <real *>m.class_rows)
     share_out(m, True, group, _)
-    memset(<real *>m.carried + group * m.rank, 0, m.rank * sizeof(real))
+    if m.trace == TRACE_EXACT:
+        memset(<real *>m.carried + group * m.rank, 0, m.rank * sizeof(real))
     m.since[group] = m.t
 
 
 cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
     """The end of a chunk of steps during which the weights stood still: with `learn` their update, and the traces after it."""
     cdef Py_ssize_t n_steps = m.t - m.since[0], P = m.n_blocks * ROWS, n
-    if m.follows:
+    if m.follows and m.trace == TRACE_EXACT:
         filter_powers(m, n_steps, <real *>m.power_K)
     if learn:
-        carry_back(m, n_steps, <real *>m.back)
+        if m.trace == TRACE_EXACT:
+            carry_back(m, n_steps, <real *>m.back)
         gradient_terms(m, n_steps, 0, 1, coef)
         for n in range(n_steps + 1):
             memcpy(<real *>m.pending + slot(m, m.t - n) * P, coef + n * P, P * sizeof(real))
-        memcpy(m.carried, <real *>m.back + (SLOTS + n_steps) * m.rank, m.rank * sizeof(real))
+        if m.trace == TRACE_EXACT:
+            memcpy(m.carried, <real *>m.back + (SLOTS + n_steps) * m.rank, m.rank * sizeof(real))
         m.owed_until = m.t
     write_group(m, 0, coef)
 
@@ -287,6 +375,38 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
         m.step_sums[3 * m.rank + b] = 0 if m.autapses else out[3]
 
 
+cdef void follow_rows(Model *m, bint learn, real *_) noexcept nogil:
+    """`mean`: the diagonal of what waits, and the sums over types of W, after this step."""
+    cdef Py_ssize_t n = m.n_rec, Q = m.stride, r = m.rank, s = slot(m, m.t), a, b, i, first = 0
+    cdef const real *eps = <real *>m.eps + s * Q
+    cdef const real *local = <real *>m.local + s * m.n_blocks * ROWS
+    cdef const real *rows = <real *>m.class_past + s * r * Q
+    cdef const real *eps_placed = <real *>m.eps_placed + s * m.n_blocks * ROWS
+    cdef const real *factor = <real *>m.factor
+    cdef real *placed = <real *>m.placed
+    cdef real *own = <real *>m.own
+    cdef double factors[2]
+    cdef double diagonal
+    cdef real out[ROWS]
+    if not learn:
+        return
+    for a in range(r):
+        to_places(m, placed, rows + a * Q)
+        factors[a] = diagonal = 0
+        for i in range(first, m.type_ends[a]):
+            own[i] += factor[i] * placed[i]
+            factors[a] += factor[i]
+            diagonal += factor[i] * placed[i] + local[i] * eps_placed[i]
+        first = m.type_ends[a]
+        if not m.autapses:
+            m.type_sums[a * r + a] += diagonal
+    for b in range(r if m.follows else 0):
+        line_up(<real *>m.edge, <real *>m.membership + b * n, n)
+        dot_rows(&out[0], rows, rows + (r - 1) * Q, eps, eps, <real *>m.membership + b * n, <real *>m.edge, n)
+        for a in range(r):
+            m.type_sums[a * r + b] -= (<real *>m.modulator)[s * r + a] * out[2] + factors[a] * out[a]
+
+
 cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
     """The sums over types of W, and of R, which obey R's own recursion, after this step."""
     cdef Py_ssize_t r = m.rank, a, b, c, d
@@ -319,7 +439,7 @@ cdef void relay(Model *m, real *R) noexcept nogil:
     """The traces of every block from lines of four units to rows of each unit if updates are deferred, else back."""
     cdef Py_ssize_t r = m.rank, Q = m.stride, block, i, a, line, by_line, by_row
     cdef real *old = <real *>m.old
-    for block in range(m.n_blocks):
+    for block in range(m.n_blocks if m.trace == TRACE_EXACT else 0):
         memcpy(old, R, ROWS * r * Q * sizeof(real))
         for line in range(Q // LANES):
             for a in range(r):
@@ -346,6 +466,8 @@ cdef void take_stock(Model *m, real *scratch) noexcept nogil:
         w = <real *>m.w_rec + p * n
         for q in range(n):
             m.type_sums[m.type[p] * r + m.type[q]] += w[q]
+    if m.trace != TRACE_EXACT:
+        return
     memset(m.trace_sums, 0, r * r * r * sizeof(double))
     sum_step(m, scratch)
     if m.since[0] == 0:

@@ -192,35 +192,35 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
     return n_terms
 
 
-cdef void unit_terms(Model *m, Renewal *it, Py_ssize_t i, Py_ssize_t n_steps, Py_ssize_t a, real *coef) noexcept nogil:
-    """What the traces of the unit at place i, those of modulators a and a + 1, are owed of the last steps but the one
-    of now, and with `it.out` its weights, of that one too; what is pending is taken from there.
+cdef void unit_terms(Model *m, Renewal *it, Py_ssize_t i, void **rows, const Py_ssize_t *at, unsigned long long steps, Py_ssize_t a, real *coef) noexcept nogil:
+    """What the traces of the unit at place i, those of modulators a and a + 1, and with `it.out` its weights are owed
+    of these steps, bit n for n steps ago; what is pending is taken from there.
 
-    Of steps at which the unit was at rest, h = 0, there is nothing.  coef: (3, SLOTS + 1).
+    Of steps at which the unit was at rest, h = 0, there is nothing.  rows[n]: eps; at[n]: where they are in the rings;
+    coef: (3, SLOTS + 1).
     """
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, D = m.n_drive, n, s, count = 0
-    cdef unsigned long long steps = m.awake[i] & ((<unsigned long long>2 << n_steps) - 1)
-    cdef bint owed = it.out != NULL, pair = a + 1 < r
+    cdef Py_ssize_t r = it.rank, apart = r * m.n_drive, n, count = 0
     cdef real *r1 = coef + SLOTS + 1
     cdef real *w = r1 + SLOTS + 1
-    cdef real *A
-    cdef const real *drive = <real *>m.power_drive + a * D + m.drive_class[m.unit[i]]
-    cdef real h
-    if not owed:
-        steps &= ~<unsigned long long>1
+    cdef real *A = <real *>m.pending + i
+    cdef const real *h = <real *>m.h_past + i
+    cdef const real *drive = <real *>m.power_drive + a * m.n_drive + m.drive_class[m.unit[i]]
+    steps &= m.awake[i]
     while steps:
         n = lowest(steps)
         steps &= steps - 1
-        s = slot(m, m.t - n)
-        h = (<real *>m.h_past)[s * P + i] if n else 0
-        it.terms[count] = <real *>m.eps + s * m.stride
-        coef[count] = h * drive[n * r * D] if n else 0
-        if pair:
-            r1[count] = h * drive[n * r * D + D] if n else 0
-        if owed:
-            A = <real *>m.pending + s * P + i
-            w[count] = A[0]
-            A[0] = 0
+        it.terms[count] = rows[n]
+        if r:
+            coef[count] = h[at[n]] * drive[n * apart] if n else 0
+        if a + 1 < r:
+            r1[count] = h[at[n]] * drive[n * apart + m.n_drive] if n else 0
+        if it.out != NULL:
+            w[count] = A[at[n]]
+            A[at[n]] = 0
+        count += 1
+    if it.out != NULL and m.trace == TRACE_MEAN:
+        it.terms[count] = <real *>m.class_rows + m.type[m.unit[i]] * m.stride
+        w[count] = (<real *>m.factor)[i]
         count += 1
     it.n_terms, it.r0, it.r1, it.w = count, coef, r1, w
 
@@ -230,14 +230,23 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
 
     By stretches of columns, so that terms are still in the first cache for the next unit.
     """
-    cdef Py_ssize_t r = m.rank, Q = m.stride, n_lines = Q // LANES, i, a = 0, first, last
+    cdef Py_ssize_t r = m.rank if m.trace == TRACE_EXACT else 0, Q = m.stride, n_lines = Q // LANES, i, a = 0, first, last
     cdef const int *unit = m.unit + block * ROWS
     cdef real *traces = <real *>m.traces + block * ROWS * r * Q
     cdef real *K = <real *>m.power_K + n_steps * r * r
     cdef real own[ROWS]
     cdef real coef[ROWS * 3 * (SLOTS + 1)]
     cdef Renewal job[ROWS]
-    if not held:
+    cdef void *rows[SLOTS]
+    cdef Py_ssize_t at[SLOTS]
+    cdef unsigned long long steps = (<unsigned long long>2 << n_steps) - (1 if owed else 2)
+    if not (r or owed):
+        return
+    for i in range(n_steps + 1):
+        at[i] = slot(m, m.t - i)
+        rows[i] = <real *>m.eps + at[i] * Q
+        at[i] *= m.n_blocks * ROWS
+    if r and not held:
         memset(traces, 0, ROWS * r * Q * sizeof(real))
     if r > 2:  # every new one is made of all the old ones
         memcpy(m.old, traces, ROWS * r * Q * sizeof(real))
@@ -251,11 +260,11 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
         if owed and unit[i] >= 0:
             job[i].out, job[i].tail = m.w_rows[block * ROWS + i], tail + i * (LANES + Q)
             own[i] = (<real *>job[i].out)[unit[i]]
-    while a < r:
+    while a < max(r, 1):
         for i in range(ROWS):
             job[i].K = K + a * r
             if unit[i] >= 0:
-                unit_terms(m, &job[i], block * ROWS + i, n_steps, a, &coef[i * 3 * (SLOTS + 1)])
+                unit_terms(m, &job[i], block * ROWS + i, rows, at, steps, a, &coef[i * 3 * (SLOTS + 1)])
         first = 0
         while first < n_lines:
             last = min(first + STRETCH, n_lines)
@@ -423,12 +432,14 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef real *l
     cdef real *own
     cdef real *rows = <real *>m.class_rows
+    if m.deferred:
+        rows = <real *>m.class_past + slot(m, m.t) * C * Q
     for c in range(C):
         if real is float:
             mean_vectors(<f32v *>(G + c * r * Q), m, c, <const f32v *>eps_before, <f32v *>(rows + c * Q), learn)
         else:
             mean_vectors(<f64v *>(G + c * r * Q), m, c, <const f64v *>eps_before, <f64v *>(rows + c * Q), learn)
-    if learn and not m.online:
+    if learn and not (m.online or m.deferred):
         axpy(<real *>m.class_sums, <real>1, rows, C * Q)
         m.summed = True
     if m.self_traces != NULL:
@@ -522,7 +533,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
     for group in range(m.n_groups):
         n_steps = max(n_steps, m.t - m.since[group])
     if m.deferred:
-        if m.follows:
+        if m.follows and m.trace == TRACE_EXACT:
             filter_powers(m, n_steps, <real *>m.power_K)
         for group in range(m.n_groups):
             if m.since[group] < m.t:
@@ -597,7 +608,9 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         return
     if m.deferred:
         defer(m, n_steps, learn, <real *>m.back + SLOTS * r)
-        if m.follows:
+        if m.trace == TRACE_MEAN:
+            follow_rows(m, learn, <real *>m.old)
+        elif m.follows:
             follow_sums(m, learn, <real *>m.old)
         write_group(m, due, coef)
         if refresh:

@@ -10,9 +10,21 @@ from problems import assert_close, problems
 from test_streaming import FOLLOWING, RULES, stream, twin
 
 import modprop_fast as mf
+from modprop_fast import core
 
 pytestmark = pytest.mark.filterwarnings("ignore:rho")
 WITHOUT = {"no cell": mf.ModProp(0.25, mf.LowRank(2), factor="mean")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_networks_too():
+    """e-prop and `mean` write at once where that is quicker."""
+    usual = dict(core.DEFER_FROM)
+    core.DEFER_FROM.update(dict.fromkeys(usual, 16))
+    yield
+    core.DEFER_FROM.update(usual)
+
+
 EVENTS = ("look", "hold", "release", "reset", "other learner", "window")
 unconstrained = {"constrained": False, "min_rec": 16, "max_rec": 40, "max_steps": 40}
 
@@ -120,3 +132,35 @@ def test_threads_over_rows_change_no_bit(dtype):
         found.append({"ys": np.concatenate(ys)} | net.weights)
     for other in found[1:]:
         assert all(np.array_equal(other[name], a) for name, a in found[0].items())
+
+
+@settings(max_examples=100)
+@given(
+    problems(gain=0.5, **unconstrained),
+    st.sampled_from(sorted(RULES)).map(RULES.get),
+    st.lists(st.integers(1, 34), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_chunks_that_wait_are_chunks(problem, rule, chunks, hold):
+    """Runs by chunks, and by steps between them, against gradients that add up and are applied at the end of each."""
+    xs, _, targets, mask = stream(problem)
+    waiting = twin(problem, rule, optimizer=mf.SGD(0.005))
+    plain = twin(problem, rule, optimizer=mf.SGD(0.005), update="apply")
+    held = waiting.network.w_rec if hold else None
+    for chunk in chunks:
+        expected = []
+        for first in range(0, len(xs), chunk):
+            part = slice(first, first + chunk)
+            learn = mask is None or mask[part].any()
+            try:
+                expected.append(plain.run(xs[part], targets[part], None if mask is None else mask[part], learn=learn))
+            except FloatingPointError:
+                assume(False)
+            if learn:
+                plain.apply()
+        expected = np.concatenate(expected)
+        assume(np.abs(expected).max() < 100)
+        assert np.allclose(waiting.run(xs, targets, mask, chunk=chunk), expected, rtol=1e-8, atol=1e-10)
+        if hold:
+            assert_close({"w": held}, {"w": plain.network.w_rec}, 1e-9)
+    assert_close(waiting.network.weights, plain.network.weights, 1e-9)
