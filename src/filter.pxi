@@ -96,10 +96,7 @@ cdef void filter_from_means(Model *m, real *coef) noexcept nogil:
 
 cdef void refresh_filter(Model *m, const real *w) noexcept nogil:
     """M, and all that follows from it, from W as it stands."""
-    cdef Py_ssize_t p
     settle(m, <real *>m.coef)
-    memset(m.column_sums, 0, m.rank * m.n_rec * sizeof(real))
-    for p in range(m.n_rec):
-        axpy(<real *>m.column_sums + m.type[p] * m.n_rec, <real>1, w + p * m.n_rec, m.n_rec)
+    sum_rows_by_type(m, w, m.n_rec, False)
     means_from_sums(m, <real *>m.column_sums)
     filter_from_means(m, <real *>m.coef)

@@ -106,14 +106,15 @@ ctypedef struct Renewal:
     Py_ssize_t step, apart # numbers from line to line, from modulator to modulator
     Py_ssize_t rank        # 0: there are none
     void *K                # (2, r), of the modulators at hand
+    void **rows            # of terms
+    const int *used        # (n_terms,) which of them count
     Py_ssize_t n_terms
-    void *terms[SLOTS + 1] # rows
-    void *r0               # (n_terms,) what each counts for in the traces of one modulator
+    void *r0               # (., ROWS) what each row counts for in the traces of one modulator, for this unit and those after it
     void *r1               # and of the next
     # of the weights, with up to two modulators
     void *out              # row of W, or NULL
     void *carry            # (r,) what the old traces count for
-    void *w                # (n_terms,) what terms do
+    void *w                # (., ROWS) what the rows do
     Py_ssize_t n           # columns of W
     void *tail             # (LANES + Q,) out: LANES zeros, then the gradient of the columns that are not whole LANES
 
@@ -493,7 +494,7 @@ cdef void add(const Tile *tile, const real *_) noexcept nogil:
 cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1, const Renewal *it, Py_ssize_t q, Py_ssize_t count,
                             Py_ssize_t n_mod, Py_ssize_t r) noexcept nogil:
     """Vectors q .. q + count of `renew`: each is read and written once, however many terms there are."""
-    cdef Py_ssize_t of = per_line(kind), lanes = F32_LANES if vec is f32v else F64_LANES, j, i, c, at
+    cdef Py_ssize_t of = per_line(kind), lanes = F32_LANES if vec is f32v else F64_LANES, j, n, i, c, at
     cdef Py_ssize_t step = it.step // lanes, apart = it.apart // lanes
     cdef const vec *row
     cdef const vec *old = <const vec *>it.old
@@ -512,13 +513,14 @@ cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1
             if onto != ONTO_NONE:
                 g[i] += spread(kind, it.carry, c) * x
     for j in range(it.n_terms):
-        row = <const vec *>it.terms[j] + q
+        n = it.used[j]
+        row = <const vec *>it.rows[n] + q
         if n_mod:
-            c0 = spread(kind, it.r0, j)
+            c0 = spread(kind, it.r0, n * ROWS)
         if n_mod == 2:
-            c1 = spread(kind, it.r1, j)
+            c1 = spread(kind, it.r1, n * ROWS)
         if onto != ONTO_NONE:
-            cw = spread(kind, it.w, j)
+            cw = spread(kind, it.w, n * ROWS)
         for i in range(count):
             x = row[i]
             if n_mod:

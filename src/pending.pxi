@@ -452,29 +452,34 @@ cdef void relay(Model *m, real *R) noexcept nogil:
         R += ROWS * r * Q
 
 
+cdef void sum_rows_by_type(Model *m, const real *rows, Py_ssize_t apart, bint placed) noexcept nogil:
+    """column_sums: of the first N columns of every unit's row, over the units of each type."""
+    cdef Py_ssize_t n = m.n_rec, p
+    memset(m.column_sums, 0, m.rank * n * sizeof(real))
+    for p in range(n):
+        axpy(<real *>m.column_sums + m.type[p] * n, <real>1, rows + (m.place[p] if placed else p) * apart, n)
+
+
 cdef void take_stock(Model *m, real *scratch) noexcept nogil:
     """Before updates are deferred again: everything is up to date, and the sums are taken from W and R themselves."""
-    cdef Py_ssize_t r = m.rank, n = m.n_rec, Q = m.stride, c, p, q
-    cdef const real *w
-    cdef const real *R
+    cdef Py_ssize_t r = m.rank, n = m.n_rec, Q = m.stride, a, b, c, p
+    cdef real *sums = <real *>m.column_sums
     place_eps(m, <real *>m.eps_placed + slot(m, m.t) * m.n_blocks * ROWS)
     m.counted = True
     if not m.follows:
         return
-    memset(m.type_sums, 0, r * r * sizeof(double))
-    for p in range(n):
-        w = <real *>m.w_rec + p * n
-        for q in range(n):
-            m.type_sums[m.type[p] * r + m.type[q]] += w[q]
+    sum_rows_by_type(m, <real *>m.w_rec, n, False)
+    for a in range(r):
+        matvec(scratch, <const real *>m.membership, sums + a * n, r, n)
+        for b in range(r):
+            m.type_sums[a * r + b] = scratch[b]
     if m.trace != TRACE_EXACT:
         return
     memset(m.trace_sums, 0, r * r * r * sizeof(double))
     sum_step(m, scratch)
-    if m.since[0] == 0:
-        return
-    for p in range(n):
-        R = <real *>m.traces + m.place[p] * r * Q
-        for c in range(r):
-            for q in range(n):
-                if q != p or m.autapses:
-                    m.trace_sums[(c * r + m.type[p]) * r + m.type[q]] += R[c * Q + q]
+    for c in range(r if m.since[0] else 0):
+        sum_rows_by_type(m, <real *>m.traces + c * Q, r * Q, True)
+        for a in range(r):
+            matvec(scratch, <const real *>m.membership, sums + a * n, r, n)
+            for b in range(r):
+                m.trace_sums[(c * r + a) * r + b] = scratch[b]

@@ -192,60 +192,72 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
     return n_terms
 
 
-cdef void unit_terms(Model *m, Renewal *it, Py_ssize_t i, void **rows, const Py_ssize_t *at, unsigned long long steps, Py_ssize_t a, real *coef) noexcept nogil:
-    """What the traces of the unit at place i, those of modulators a and a + 1, and with `it.out` its weights are owed
-    of these steps, bit n for n steps ago; what is pending is taken from there.
+cdef Py_ssize_t block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t r, Py_ssize_t a, bint owed, void **rows, real *coef) noexcept nogil:
+    """Rows of the last steps, [n] of n steps ago, and what they count for, (3, SLOTS + 1, ROWS), for four units: in the traces
+    of modulators a and a + 1, and with `owed` in their weights; what is pending is taken from there.  Returns how many."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, D = m.n_drive, apart = 0 if m.type != NULL else 1, n, i, s = slot(m, m.t)
+    cdef real *r0 = coef
+    cdef real *r1 = r0 + (SLOTS + 1) * ROWS
+    cdef real *w = r1 + (SLOTS + 1) * ROWS
+    cdef real *A
+    cdef const real *h
+    cdef const real *d0 = <real *>m.power_drive + a * D + (m.block_type[block] if m.type != NULL else block * ROWS)
+    cdef const real *d1 = d0 + D
+    for n in range(n_steps + 1):
+        rows[n] = <real *>m.eps + s * m.stride
+        h = <real *>m.h_past + s * P + block * ROWS
+        if n == 0:  # that of now is not in the traces
+            memset(r0, 0, ROWS * sizeof(real))
+            memset(r1, 0, ROWS * sizeof(real))
+        elif a + 1 < r:
+            for i in range(ROWS):
+                r0[n * ROWS + i] = h[i] * d0[i * apart]
+                r1[n * ROWS + i] = h[i] * d1[i * apart]
+        elif r:
+            for i in range(ROWS):
+                r0[n * ROWS + i] = h[i] * d0[i * apart]
+        if owed:
+            A = <real *>m.pending + s * P + block * ROWS
+            for i in range(ROWS):
+                w[n * ROWS + i] = A[i]
+                A[i] = 0
+        d0 += r * D
+        d1 += r * D
+        s = s - 1 if s else SLOTS - 1
+    if not owed or m.trace != TRACE_MEAN:
+        return n_steps + 1
+    rows[n_steps + 1] = <real *>m.class_rows + m.block_type[block] * m.stride
+    memcpy(w + (n_steps + 1) * ROWS, <real *>m.factor + block * ROWS, ROWS * sizeof(real))
+    return n_steps + 2
 
-    Of steps at which the unit was at rest, h = 0, there is nothing.  rows[n]: eps; at[n]: where they are in the rings;
-    coef: (3, SLOTS + 1).
-    """
-    cdef Py_ssize_t r = it.rank, apart = r * m.n_drive, n, count = 0
-    cdef real *r1 = coef + SLOTS + 1
-    cdef real *w = r1 + SLOTS + 1
-    cdef real *A = <real *>m.pending + i
-    cdef const real *h = <real *>m.h_past + i
-    cdef const real *drive = <real *>m.power_drive + a * m.n_drive + m.drive_class[m.unit[i]]
-    steps &= m.awake[i]
-    while steps:
-        n = lowest(steps)
-        steps &= steps - 1
-        it.terms[count] = rows[n]
-        if r:
-            coef[count] = h[at[n]] * drive[n * apart] if n else 0
-        if a + 1 < r:
-            r1[count] = h[at[n]] * drive[n * apart + m.n_drive] if n else 0
-        if it.out != NULL:
-            w[count] = A[at[n]]
-            A[at[n]] = 0
+
+cdef Py_ssize_t used_terms(int *used, unsigned long long which) noexcept nogil:
+    """The numbers of the bits that are set, in order; how many."""
+    cdef Py_ssize_t count = 0
+    while which:
+        used[count] = lowest(which)
+        which &= which - 1
         count += 1
-    if it.out != NULL and m.trace == TRACE_MEAN:
-        it.terms[count] = <real *>m.class_rows + m.type[m.unit[i]] * m.stride
-        w[count] = (<real *>m.factor)[i]
-        count += 1
-    it.n_terms, it.r0, it.r1, it.w = count, coef, r1, w
+    return count
 
 
 cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, bint owed, const real *carry, real *tail) noexcept nogil:
     """Bring the traces of four units over the last steps, and with `owed` their weights by what is pending.
 
-    By stretches of columns, so that terms are still in the first cache for the next unit.
+    By stretches of columns, so that terms are still in the first cache for the next unit.  Of steps at which a unit was at
+    rest, h = 0, there is nothing.
     """
     cdef Py_ssize_t r = m.rank if m.trace == TRACE_EXACT else 0, Q = m.stride, n_lines = Q // LANES, i, a = 0, first, last
     cdef const int *unit = m.unit + block * ROWS
     cdef real *traces = <real *>m.traces + block * ROWS * r * Q
-    cdef real *K = <real *>m.power_K + n_steps * r * r
     cdef real own[ROWS]
-    cdef real coef[ROWS * 3 * (SLOTS + 1)]
+    cdef real coef[3 * (SLOTS + 1) * ROWS]
+    cdef int used[ROWS * (SLOTS + 1)]
+    cdef void *rows[SLOTS + 1]
     cdef Renewal job[ROWS]
-    cdef void *rows[SLOTS]
-    cdef Py_ssize_t at[SLOTS]
-    cdef unsigned long long steps = (<unsigned long long>2 << n_steps) - (1 if owed else 2)
+    cdef unsigned long long steps = (<unsigned long long>2 << n_steps) - (1 if owed else 2), always = 0
     if not (r or owed):
         return
-    for i in range(n_steps + 1):
-        at[i] = slot(m, m.t - i)
-        rows[i] = <real *>m.eps + at[i] * Q
-        at[i] *= m.n_blocks * ROWS
     if r and not held:
         memset(traces, 0, ROWS * r * Q * sizeof(real))
     if r > 2:  # every new one is made of all the old ones
@@ -260,11 +272,14 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
         if owed and unit[i] >= 0:
             job[i].out, job[i].tail = m.w_rows[block * ROWS + i], tail + i * (LANES + Q)
             own[i] = (<real *>job[i].out)[unit[i]]
+        job[i].rows, job[i].used = rows, &used[i * (SLOTS + 1)]
+        job[i].r0, job[i].r1, job[i].w = &coef[i], &coef[(SLOTS + 1) * ROWS + i], &coef[2 * (SLOTS + 1) * ROWS + i]
     while a < max(r, 1):
+        if block_terms(m, block, n_steps, r, a, owed, rows, &coef[0]) > n_steps + 1:
+            always = <unsigned long long>1 << (n_steps + 1)
         for i in range(ROWS):
-            job[i].K = K + a * r
-            if unit[i] >= 0:
-                unit_terms(m, &job[i], block * ROWS + i, rows, at, steps, a, &coef[i * 3 * (SLOTS + 1)])
+            job[i].K = <real *>m.power_K + (n_steps * r + a) * r
+            job[i].n_terms = used_terms(&used[i * (SLOTS + 1)], m.awake[block * ROWS + i] & steps | always)
         first = 0
         while first < n_lines:
             last = min(first + STRETCH, n_lines)
