@@ -189,9 +189,9 @@ class Learner:
         learn : bool
             As for `step`.
         chunk : int or "auto"
-            With ``update="step"``: weights stand still for so many steps, then follow their gradient at once.  The
-            traces and the gradient are then products of matrices, which pays in large networks.  1 updates
-            at every step.  "auto" chooses by the size of the network.  Without updates it changes no number.
+            With ``update="step"``: weights stand still for so many steps, then follow their gradient at once.
+            Weights and traces are then passed over once a chunk, which pays in large networks, most with 32.  1
+            updates at every step.  "auto" chooses by the size of the network.  Without updates it changes no number.
 
         Returns
         -------

@@ -164,3 +164,19 @@ def test_chunks_that_wait_are_chunks(problem, rule, chunks, hold):
         if hold:
             assert_close({"w": held}, {"w": plain.network.w_rec}, 1e-9)
     assert_close(waiting.network.weights, plain.network.weights, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["exact", "mean", "e-prop"])
+def test_types_of_neighbouring_units_are_copied_by_runs(name):
+    """21 units of the first type: the blocks of four of the second begin elsewhere than its units."""
+
+    def learner(update):
+        net = mf.Network(2, 40, 1, types={"E": 21, "I": 19}, activation="tanh", dtype="float64", gain=0.5, rng=np.random.default_rng(0))
+        return mf.Learner(net, RULES[name], optimizer=mf.SGD(0.01), update=update)
+
+    waiting, plain = learner("step"), learner("apply")
+    rng = np.random.default_rng(1)
+    for x, target in zip(rng.normal(size=(40, 2)), rng.normal(size=(40, 1))):
+        assert np.allclose(waiting.step(x, target), plain.step(x, target), rtol=1e-9)
+        plain.apply()
+    assert_close(waiting.network.weights, plain.network.weights, 1e-9)
