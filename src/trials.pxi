@@ -13,6 +13,7 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     if m.may_defer:
         memset(m.eps_placed, 0, SLOTS * m.n_blocks * ROWS * sizeof(real))
         memset(m.own, 0, m.n_blocks * ROWS * sizeof(real))
+    if m.may_defer and m.rank:
         memset(m.trace_sums, 0, m.rank * m.rank * m.rank * sizeof(double))
         memset(m.step_sums, 0, 8 * m.rank * sizeof(double))
     for group in range(m.n_groups):
