@@ -1,10 +1,18 @@
 /* What memory gives: the loops of bench_limit.py, over arrays of n floats, `passes` times. */
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+#ifdef __AVX512F__
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define V (BYTES / 4) /* a vector of the machine: a wider one is kept in memory */
+typedef float vec __attribute__((vector_size(BYTES), aligned(4), may_alias));
 #define AT(p) (*(vec *)(p))
 
 void triad(float *a, const float *b, const float *c, long n, long passes) {
     for (long k = 0; k < passes; k++)
-        for (long q = 0; q + 16 <= n; q += 16) AT(a + q) = AT(b + q) + 1e-3f * AT(c + q);
+        for (long q = 0; q + V <= n; q += V) AT(a + q) = AT(b + q) + 1e-3f * AT(c + q);
 }
 
 float read_only(const float *a, long n, long passes) {
@@ -12,20 +20,20 @@ float read_only(const float *a, long n, long passes) {
     float total = 0;
     for (long k = 0; k < passes; k++) {
         long q = 0;
-        for (; q + 128 <= n; q += 128) {
-            s[0] += AT(a + q), s[1] += AT(a + q + 16), s[2] += AT(a + q + 32), s[3] += AT(a + q + 48);
-            s[4] += AT(a + q + 64), s[5] += AT(a + q + 80), s[6] += AT(a + q + 96), s[7] += AT(a + q + 112);
+        for (; q + 8 * V <= n; q += 8 * V) {
+            s[0] += AT(a + q), s[1] += AT(a + q + V), s[2] += AT(a + q + 2 * V), s[3] += AT(a + q + 3 * V);
+            s[4] += AT(a + q + 4 * V), s[5] += AT(a + q + 5 * V), s[6] += AT(a + q + 6 * V), s[7] += AT(a + q + 7 * V);
         }
-        for (; q + 16 <= n; q += 16) s[0] += AT(a + q);
+        for (; q + V <= n; q += V) s[0] += AT(a + q);
     }
     for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 16; j++) total += s[i][j];
+        for (int j = 0; j < V; j++) total += s[i][j];
     return total;
 }
 
 void read_modify_write(float *a, long n, long passes) {
     for (long k = 0; k < passes; k++)
-        for (long q = 0; q + 16 <= n; q += 16) AT(a + q) = 0.999f * AT(a + q) + 1e-3f;
+        for (long q = 0; q + V <= n; q += V) AT(a + q) = 0.999f * AT(a + q) + 1e-3f;
 }
 
 /* w -= u x^T, (n, n) */

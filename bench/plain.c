@@ -11,10 +11,17 @@
 #define real float
 #endif
 #define R 2
-#define LANES (64 / (long)sizeof(real))
-#define GAP (17 * LANES)                          /* keeps large arrays out of each other's cache sets */
+#ifdef __AVX512F__
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define LANES (BYTES / (long)sizeof(real)) /* a vector of the machine: a wider one is kept in memory */
+#define GAP (17 * 64 / (long)sizeof(real)) /* keeps large arrays out of each other's cache sets */
 #define AT(p) (*(vec *)(p))
-typedef real vec __attribute__((vector_size(64), aligned(sizeof(real)), may_alias));
+typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 
 typedef struct {
     long n, n_in, n_out, factor;
