@@ -9,8 +9,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SOURCES = ["src/model.pxd", "src/threads.h", "src/kernels.pyx", *map(str, Path("src").glob("*.pxi"))]
-# -ffp-contract=off: every instruction set computes the same bits (see src/kernels.pyx).  The kernels are vectorised by
-# hand; what -ftree-slp-vectorize makes of the sums of lanes is slower than what is written.
+# -ffp-contract=off: products and sums are fused where the kernels say so and nowhere else (see src/kernels.pyx).  The kernels
+# are vectorised by hand; what -ftree-slp-vectorize makes of the sums of lanes is slower than what is written.
 FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-tree-slp-vectorize"]
 # A kernel's inline functions take numbers that become constants where they are called (ranks, counts, what to do with the
 # result); left to its own measure, the compiler makes one general function of some: 10 to 15 % of a step.

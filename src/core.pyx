@@ -37,7 +37,7 @@ SPARSE_UNITS = {"exact": 64, "mean": 256, "none": 256}  # rules with other trace
 
 # Units from which updates wait (pending.pxi).  Measured, time of a step by that of writing at once, at N = 64, 128, 256,
 # 512, 1024: exact 0.96, 0.9, 0.87, 0.8, 0.8; mean 1.15, 1.05, 0.87, 0.82, 0.75; e-prop 1.11, 1.0, 0.87, 0.92, 1.0.
-DEFER_FROM = {"exact": 16, "mean": 256, "none": 256}
+DEFER_FROM = {"exact": 16, "mean": 128, "none": 128}
 
 include "machine.pxi"
 include "latency.pxi"
@@ -323,7 +323,7 @@ cdef class Engine:
                 "current": (-(-N // LANES) * LANES,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
-                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (4 * LANES,),
+                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
                 "class_past": (S * (m.may_defer and mean), C, Q), "row_sums": (S, C), "pending": (S * m.may_defer, P), "carried": (S * m.may_defer, r), "eps_placed": (S * m.may_defer, P),
@@ -356,7 +356,6 @@ cdef class Engine:
         m.packed, m.packed_traces, m.table = address(a["packed"]), address(a["packed_traces"]), address(a["table"])
         m.gathered, m.type_lanes = address(a["gathered"]), address(a["type_lanes"])
         a["pick"][LANES:] = 1
-        a["pick"][2 * LANES] = 0
         if masked:
             a["keep"][:] = self.network.mask
         self._point_at_rows()

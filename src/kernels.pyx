@@ -15,10 +15,11 @@ float32 and float64 names.  A kernel takes outputs, inputs, scalars, sizes; it a
 no Python and is ``noexcept nogil``.
 
 Vectors.  The loops over a row are written in registers (`vec`, linear.pxi): one entry's additions come in the
-order written here, and sums over entries are taken over a fixed number of lanes.  Together with
-``-ffp-contract=off`` this makes every instruction set compute the same bits; in a trial of the update loop a fused
-multiply-add gained 5 to 10 % and would have cost that.  Subnormal numbers are flushed to zero while a kernel runs,
-by core.pyx.
+order written here, and sums over entries are taken over a fixed number of lanes.  Products that are added up are fused
+(`madd`: one rounding) where the instruction set can, in so many words: ``-ffp-contract=off`` keeps the compiler from
+choosing.  So all instruction sets that can compute the same bits, and the baseline differs from them by rounding.
+Measured: fused, 7 to 25 % less time for `exact` on a core with 256-bit registers; more where one unit multiplies and adds.
+Subnormal numbers are flushed to zero while a kernel runs, by core.pyx.
 """
 
 from libc.math cimport INFINITY, exp, expf, expm1, expm1f, fabs, log, log1p, log1pf

@@ -28,6 +28,23 @@ cdef extern from *:
       typedef int mpf_i32v __attribute__((vector_size(MPF_BYTES)));
       typedef long long mpf_i64v __attribute__((vector_size(MPF_BYTES)));
       #define MPF_SPREAD(vec, c) ((c) - (vec){0})  /* c - 0 is c, sign and all: no arithmetic is left of it */
+      /* s + a b, rounded once where the instruction set can, see kernels.pyx */
+      #if defined(__AVX512F__)
+        #include <immintrin.h>
+        #define MPF_MADD(bits, s, a, b) _mm512_fmadd_##bits(a, b, s)
+      #elif defined(__FMA__)
+        #include <immintrin.h>
+        #define MPF_MADD(bits, s, a, b) _mm256_fmadd_##bits(a, b, s)
+      #elif defined(__aarch64__)
+        #include <arm_neon.h>
+        #define MPF_MADD(bits, s, a, b) vfmaq_##bits(s, a, b)
+        #define vfmaq_ps vfmaq_f32
+        #define vfmaq_pd vfmaq_f64
+      #else
+        #define MPF_MADD(bits, s, a, b) ((s) + (a) * (b))
+      #endif
+      static inline mpf_f32v mpf_madd_f32(mpf_f32v s, mpf_f32v a, mpf_f32v b) { return MPF_MADD(ps, s, a, b); }
+      static inline mpf_f64v mpf_madd_f64(mpf_f64v s, mpf_f64v a, mpf_f64v b) { return MPF_MADD(pd, s, a, b); }
       static inline mpf_f32v mpf_keep_f32(mpf_f32v w, mpf_f32v s) { return (mpf_f32v)((mpf_i32v)w & ~(mpf_i32v)(s * w < 0)); }
       static inline mpf_f64v mpf_keep_f64(mpf_f64v w, mpf_f64v s) { return (mpf_f64v)((mpf_i64v)w & ~(mpf_i64v)(s * w < 0)); }
       typedef float mpf_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
@@ -40,6 +57,9 @@ cdef extern from *:
           mpf_f64x2 a = (*(mpf_f64x2 *)s + *(mpf_f64x2 *)(s + 4)) + (*(mpf_f64x2 *)(s + 2) + *(mpf_f64x2 *)(s + 6));
           return a[0] + a[1];
       }
+      typedef double mpf_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
+      #define MPF_FOUR(type, result) { mpf_##type##x4 h = *(mpf_##type##x4 *)x, d = *c - (mpf_##type##x4){0}; \
+          if (each) d = *(mpf_##type##x4 *)c; *(mpf_##type##x4 *)out result; }
       #define mpf_prefetch(address) __builtin_prefetch(address)
       #define mpf_lowest(bits) __builtin_ctzll(bits)
     #else
@@ -54,9 +74,17 @@ cdef extern from *:
       typedef float mpf_f32v;
       typedef double mpf_f64v;
       #define MPF_SPREAD(vec, c) (c)
+      static float mpf_madd_f32(float s, float a, float b) { return s + a * b; }
+      static double mpf_madd_f64(double s, double a, double b) { return s + a * b; }
       static float mpf_keep_f32(float w, float s) { return s * w < 0 ? 0 : w; }
       static double mpf_keep_f64(double w, double s) { return s * w < 0 ? 0 : w; }
+      #define MPF_FOUR(type, result) { for (int i = 0; i < 4; i++) { mpf_##type##v h = x[i], d = c[each * i]; out[i] result; } }
     #endif
+    /* Of a block's four units: c each its own, or one for all. */
+    static inline void mpf_times_f32(float *out, const float *x, const float *c, int each) MPF_FOUR(f32, = d * h)
+    static inline void mpf_times_f64(double *out, const double *x, const double *c, int each) MPF_FOUR(f64, = d * h)
+    static inline void mpf_add_f32(float *out, const float *x, const float *c, int each) MPF_FOUR(f32, += d * h)
+    static inline void mpf_add_f64(double *out, const double *x, const double *c, int each) MPF_FOUR(f64, += d * h)
     #define mpf_spread_f32(c) MPF_SPREAD(mpf_f32v, c)
     #define mpf_spread_f64(c) MPF_SPREAD(mpf_f64v, c)
     enum { MPF_F32_LANES = MPF_LANES(float), MPF_F64_LANES = MPF_LANES(double) };
@@ -65,10 +93,16 @@ cdef extern from *:
     ctypedef double f64v "mpf_f64v"
     f32v spread_f32 "mpf_spread_f32" (float c) noexcept nogil
     f64v spread_f64 "mpf_spread_f64" (double c) noexcept nogil
+    f32v madd_f32 "mpf_madd_f32" (f32v s, f32v a, f32v b) noexcept nogil
+    f64v madd_f64 "mpf_madd_f64" (f64v s, f64v a, f64v b) noexcept nogil
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
     int lowest "mpf_lowest" (unsigned long long bits) noexcept nogil  # place of the lowest bit that is set
     void prefetch "mpf_prefetch" (const void *address) noexcept nogil
+    void times_f32 "mpf_times_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
+    void times_f64 "mpf_times_f64" (double *out, const double *x, const double *c, bint each) noexcept nogil
+    void add_f32 "mpf_add_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
+    void add_f64 "mpf_add_f64" (double *out, const double *x, const double *c, bint each) noexcept nogil
     float fold_f32 "mpf_fold_f32" (const float *s) noexcept nogil  # sum of 16 lanes, by halves
     double fold_f64 "mpf_fold_f64" (const double *s) noexcept nogil  # of 8
     enum:
@@ -97,7 +131,7 @@ ctypedef struct Tile:
     void *z                # (n,) what the new rows are multiplied with
     void *dots             # (ROWS, 64 bytes) out: lanes of these products, over whole LANES of columns
     void *tail             # (ROWS, LANES + Q) out: LANES zeros, then the gradient of the columns that are left
-    void *pick             # zeros, ones, one zero, ones: LANES, LANES, 1, LANES - 1
+    void *pick             # zeros, then ones: LANES of each
 
 
 ctypedef struct Renewal:
@@ -144,12 +178,35 @@ cdef void axpy(real *out, real a, const real *x, Py_ssize_t n) noexcept nogil:
         out[i] += a * x[i]
 
 
+cdef inline void times_four(real *out, const real *x, const real *c, bint each) noexcept nogil:
+    """out = c x for the four units of a block; `each` has its own c."""
+    if real is float:
+        times_f32(out, x, c, each)
+    else:
+        times_f64(out, x, c, each)
+
+
+cdef inline void add_four(real *out, const real *x, const real *c, bint each) noexcept nogil:
+    if real is float:
+        add_f32(out, x, c, each)
+    else:
+        add_f64(out, x, c, each)
+
+
 cdef inline vec spread(const vec *_, const void *c, Py_ssize_t i) noexcept nogil:
     """Entry i of c in every lane; the first argument only names the type."""
     if vec is f32v:
         return spread_f32((<const float *>c)[i])
     else:
         return spread_f64((<const double *>c)[i])
+
+
+cdef inline vec madd(vec s, vec a, vec b) noexcept nogil:
+    """s + a b."""
+    if vec is f32v:
+        return madd_f32(s, a, b)
+    else:
+        return madd_f64(s, a, b)
 
 
 cdef inline Py_ssize_t per_line(const vec *_) noexcept nogil:
@@ -169,10 +226,10 @@ cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void 
     for q in range(n_lines):
         for k in range(of):
             v = (<const vec *>x)[q * of + k]
-            s[k] += (<const vec *>w0)[q * of + k] * v
-            s[of + k] += (<const vec *>w1)[q * of + k] * v
-            s[2 * of + k] += (<const vec *>w2)[q * of + k] * v
-            s[3 * of + k] += (<const vec *>w3)[q * of + k] * v
+            s[k] = madd(s[k], (<const vec *>w0)[q * of + k], v)
+            s[of + k] = madd(s[of + k], (<const vec *>w1)[q * of + k], v)
+            s[2 * of + k] = madd(s[2 * of + k], (<const vec *>w2)[q * of + k], v)
+            s[3 * of + k] = madd(s[3 * of + k], (<const vec *>w3)[q * of + k], v)
 
 
 cdef inline void dot_lines(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x,
@@ -274,7 +331,7 @@ cdef inline void times_line(const vec *kind, void **out, void **x, const vec *w,
             v[k] = w[k]
         for i in range(rows):
             for k in range(of):
-                s[i * of + k] += spread(kind, x[i], q) * v[k]
+                s[i * of + k] = madd(s[i * of + k], spread(kind, x[i], q), v[k])
         w += n_vectors
     for i in range(rows):
         for k in range(of):
@@ -311,19 +368,19 @@ cdef inline void combine(vec *g, void **terms, const void *coef, Py_ssize_t n_te
     cdef vec x, g0 = spread(g, &ZERO, 0), g1 = g0, g2 = g0, g3 = g0
     for j in range(n_terms):
         x = (<const vec *>terms[j])[q]
-        g0 += spread(g, coef, c) * x
-        g1 += spread(g, coef, c + 1) * x
-        g2 += spread(g, coef, c + 2) * x
-        g3 += spread(g, coef, c + 3) * x
+        g0 = madd(g0, spread(g, coef, c), x)
+        g1 = madd(g1, spread(g, coef, c + 1), x)
+        g2 = madd(g2, spread(g, coef, c + 2), x)
+        g3 = madd(g3, spread(g, coef, c + 3), x)
         c += n_places
     for a in range(rank):
         x = spread(g, carry, a)
         for j in range(ROWS):
             prefetch(<char *>(R + j * of) + AHEAD)
-        g0 += x * R[0]
-        g1 += x * R[of]
-        g2 += x * R[2 * of]
-        g3 += x * R[3 * of]
+        g0 = madd(g0, x, R[0])
+        g1 = madd(g1, x, R[of])
+        g2 = madd(g2, x, R[2 * of])
+        g3 = madd(g3, x, R[3 * of])
         R += ROWS * of
     g[0], g[1], g[2], g[3] = g0, g1, g2, g3
 
@@ -336,64 +393,84 @@ cdef inline vec keep_sign(vec w, const vec *sign) noexcept nogil:
         return keep_f64(w, sign[0])
 
 
-cdef inline void descend_body(const vec *kind, const Tile *tile, Py_ssize_t rank) noexcept nogil:
-    """What `descend` does, for a rank that the compiler may know.  No store here is to a field of the tile, nor to a
-    number that it points to but the ones it is said to write: so all else is read into locals first."""
-    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES
-    cdef Py_ssize_t of = per_line(kind), n_lines = tile.n // LANES, n_vectors = tile.stride // lanes, line, k, i, q = 0
-    cdef Py_ssize_t n_terms = tile.n_terms, n_places = tile.n_places, first = n_vectors, n_own = 0
-    cdef void **terms = tile.terms
-    cdef void **keep = tile.keep
-    cdef const void *coef = tile.coef
-    cdef const void *carry = tile.carry
-    cdef const int *own = tile.own
-    cdef const vec *pick
-    cdef const vec *R = <const vec *>tile.traces
-    cdef const vec *sign = <const vec *>tile.sign
-    cdef const vec *z = <const vec *>tile.z
-    cdef vec *sums = <vec *>tile.sums
-    cdef vec *dots = <vec *>tile.dots
-    cdef vec *tail = <vec *>tile.tail + of
-    cdef vec *w0 = <vec *>tile.out[0]
-    cdef vec *w1 = <vec *>tile.out[1]
-    cdef vec *w2 = <vec *>tile.out[2]
-    cdef vec *w3 = <vec *>tile.out[3]
+cdef inline void descend_one(vec *s, const Tile *it, const vec *few, const vec *R, Py_ssize_t q, Py_ssize_t rank, Py_ssize_t n_few) noexcept nogil:
+    """Vector q of `descend`; `s`: where its products go, of a row and of the next so many chains apart; `few`: the coefficients
+    of one or two terms, if there are no more and nothing is said of single weights."""
+    cdef Py_ssize_t chains = LANES // F32_LANES, i
+    cdef const vec *sign
     cdef vec g[ROWS]
-    cdef vec a, b, c, d, e = spread(kind, &ZERO, 0), d0 = e, d1 = e, d2 = e, d3 = e
-    if own != NULL:
-        first = own[0] // lanes
+    cdef vec x, a, b, c, d
+    if n_few:
+        x = (<const vec *>it.terms[0])[q]
+        g[0], g[1], g[2], g[3] = few[0] * x, few[1] * x, few[2] * x, few[3] * x
+        if n_few == 2:
+            x = (<const vec *>it.terms[1])[q]
+            g[0], g[1], g[2], g[3] = madd(g[0], few[4], x), madd(g[1], few[5], x), madd(g[2], few[6], x), madd(g[3], few[7], x)
+    else:
+        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, R, q)
+    if not n_few and it.keep != NULL:
         for i in range(ROWS):
-            if own[i] >= 0:
-                n_own = own[i] // lanes + 1 - first
-    for line in range(n_lines):
-        for k in range(of):
-            combine(g, terms, coef, n_terms, n_places, carry, rank, R + k, q)
-            if <size_t>(q - first) < <size_t>n_own:
-                for i in range(ROWS):
-                    if own[i] >= 0 and own[i] // lanes == q:
-                        g[i] *= (<const vec *>(<char *>tile.pick + (2 * LANES - own[i] % lanes) * sizeof(vec) // lanes))[0]
-            if keep != NULL:
-                for i in range(ROWS):
-                    g[i] *= (<const vec *>keep[i])[q]
-            a, b, c, d = w0[q] - g[0], w1[q] - g[1], w2[q] - g[2], w3[q] - g[3]
-            if sign != NULL:
-                a, b, c, d = keep_sign(a, sign + q), keep_sign(b, sign + q), keep_sign(c, sign + q), keep_sign(d, sign + q)
-            if sums != NULL:
-                sums[q] += (a + b) + (c + d)
-            w0[q], w1[q], w2[q], w3[q] = a, b, c, d
-            if <int>F32_LANES == <int>LANES:  # a register is one line
-                e = z[q]
-                d0 += a * e
-                d1 += b * e
-                d2 += c * e
-                d3 += d * e
-            q += 1
+            g[i] *= (<const vec *>it.keep[i])[q]
+    a, b = (<vec *>it.out[0])[q] - g[0], (<vec *>it.out[1])[q] - g[1]
+    c, d = (<vec *>it.out[2])[q] - g[2], (<vec *>it.out[3])[q] - g[3]
+    if not n_few and it.sign != NULL:
+        sign = <const vec *>it.sign + q
+        a, b, c, d = keep_sign(a, sign), keep_sign(b, sign), keep_sign(c, sign), keep_sign(d, sign)
+    if it.sums != NULL:
+        (<vec *>it.sums)[q] += (a + b) + (c + d)
+    (<vec *>it.out[0])[q], (<vec *>it.out[1])[q], (<vec *>it.out[2])[q], (<vec *>it.out[3])[q] = a, b, c, d
+    x = (<const vec *>it.z)[q]
+    s[0] = madd(s[0], a, x)
+    s[chains] = madd(s[chains], b, x)
+    s[2 * chains] = madd(s[2 * chains], c, x)
+    s[3 * chains] = madd(s[3 * chains], d, x)
+
+
+cdef inline void descend_body(const vec *kind, const Tile *given, Py_ssize_t rank, Py_ssize_t n_few) noexcept nogil:
+    """What `descend` does, for a rank and, of one or two, a number of terms that the compiler knows."""
+    cdef Tile copy = given[0]  # that no store can touch
+    cdef const Tile *it = &copy
+    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES
+    cdef Py_ssize_t of = per_line(kind), chains = LANES // F32_LANES, n_lines = it.n // LANES, n_vectors = it.stride // lanes
+    cdef Py_ssize_t line, k, i, q = 0
+    cdef const vec *R = <const vec *>it.traces
+    cdef vec *dots = <vec *>it.dots
+    cdef vec *tail = <vec *>it.tail + of
+    cdef void *terms[2]
+    cdef void *out[ROWS]
+    cdef vec few[2 * ROWS]
+    cdef vec g[ROWS]
+    cdef vec s[ROWS * LANES]
+    for i in range(ROWS):
+        out[i] = it.out[i]
+    copy.out = out
+    for i in range(ROWS * chains):
+        s[i] = spread(kind, &ZERO, 0)
+    if n_few:
+        for k in range(n_few):
+            terms[k] = it.terms[k]
+            for i in range(ROWS):
+                few[k * ROWS + i] = spread(kind, it.coef, k * it.n_places + i)
+        copy.terms = terms
+    for line in range(n_lines):  # written out: what lies in an array may then lie in registers
+        descend_one(&s[0], it, few, R, q, rank, n_few)
+        if of > 1:
+            descend_one(&s[1 % chains], it, few, R + 1, q + 1, rank, n_few)
+        if of > 2:
+            descend_one(&s[2 % chains], it, few, R + 2, q + 2, rank, n_few)
+            descend_one(&s[3 % chains], it, few, R + 3, q + 3, rank, n_few)
+        for k in range(4, of):
+            descend_one(&s[k % chains], it, few, R + k, q + k, rank, n_few)
         R += rank * ROWS * of
-    if <int>F32_LANES == <int>LANES:
-        dots[0], dots[1], dots[2], dots[3] = d0, d1, d2, d3
+        q += of
+    dots[0], dots[1], dots[2], dots[3] = s[0], s[1], s[2], s[3]
+    if chains > 1:
+        dots[4], dots[5], dots[6], dots[7] = s[4], s[5], s[6], s[7]
+    for i in range(8, ROWS * chains):
+        dots[i] = s[i]
     for line in range(n_lines, n_vectors // of):
         for k in range(of):
-            combine(g, terms, coef, n_terms, n_places, carry, rank, R + k, q)
+            combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, R + k, q)
             for i in range(ROWS):
                 tail[i * (n_vectors + of)] = g[i]
             tail += 1
@@ -402,25 +479,45 @@ cdef inline void descend_body(const vec *kind, const Tile *tile, Py_ssize_t rank
 
 
 cdef void descend_vectors(const vec *kind, const Tile *tile) noexcept nogil:
-    if tile.rank == 0:
-        descend_body(kind, tile, 0)
+    cdef bint plain = tile.keep == NULL and tile.sign == NULL
+    if tile.rank == 0 and tile.n_terms == 1 and plain:
+        descend_body(kind, tile, 0, 1)
+    elif tile.rank == 0 and tile.n_terms == 2 and plain:
+        descend_body(kind, tile, 0, 2)
+    elif tile.rank == 0:
+        descend_body(kind, tile, 0, 0)
     elif tile.rank == 1:
-        descend_body(kind, tile, 1)
+        descend_body(kind, tile, 1, 0)
     elif tile.rank == 2:
-        descend_body(kind, tile, 2)
+        descend_body(kind, tile, 2, 0)
     else:
-        descend_body(kind, tile, tile.rank)
+        descend_body(kind, tile, tile.rank, 0)
 
 
-cdef void descend(const Tile *tile, const real *_) noexcept nogil:
+cdef void descend(const Tile *tile, real *fix) noexcept nogil:
     """out[i] -= g[i] where keep[i], with signs, over whole LANES of columns; then their column sums and products with z.
 
-    Up to two modulators their number is a constant to the compiler.
+    A diagonal that is not there is put back afterwards, and so is what it made of the sums; `fix`: what the products miss by it.
     """
+    cdef Py_ssize_t done = tile.n // LANES * LANES, i
+    cdef const int *own = tile.own
+    cdef real kept[ROWS]
+    cdef real *w
+    for i in range(ROWS if own != NULL else 0):
+        if 0 <= own[i] < done:
+            kept[i] = (<real *>tile.out[i])[own[i]]
     if real is float:
         descend_vectors(<const f32v *>NULL, tile)
     else:
         descend_vectors(<const f64v *>NULL, tile)
+    fix[0], fix[1], fix[2], fix[3] = 0, 0, 0, 0
+    for i in range(ROWS if own != NULL else 0):
+        if 0 <= own[i] < done:
+            w = <real *>tile.out[i] + own[i]
+            fix[i] = (kept[i] - w[0]) * (<const real *>tile.z)[own[i]]
+            if tile.sums != NULL:
+                (<real *>tile.sums)[own[i]] += kept[i] - w[0]
+            w[0] = kept[i]
 
 
 cdef void descend_edge(const vec *kind, const Tile *tile, Py_ssize_t rest) noexcept nogil:
@@ -450,14 +547,14 @@ cdef void descend_last(const Tile *tile, Py_ssize_t rest, const real *_) noexcep
         descend_edge(<const f64v *>NULL, tile, rest)
 
 
-cdef inline void finish_dots(real *out, const Tile *tile, const real *edge) noexcept nogil:
+cdef inline void finish_dots(real *out, const Tile *tile, const real *fix, const real *edge) noexcept nogil:
     """out[i] = out-row i . z, of which `dots` may hold the lanes up to the last whole LANES."""
     cdef const real *w0 = <real *>tile.out[0]
     cdef const real *w1 = <real *>tile.out[1]
     cdef const real *w2 = <real *>tile.out[2]
     cdef const real *w3 = <real *>tile.out[3]
     cdef Py_ssize_t L = 16 if real is float else 8, first = tile.n // LANES * LANES // L, i
-    if <int>F32_LANES != <int>LANES or first == 0:
+    if first == 0:
         dot_rows(out, w0, w1, w2, w3, <real *>tile.z, edge, tile.n)
         return
     if real is float:
@@ -465,7 +562,7 @@ cdef inline void finish_dots(real *out, const Tile *tile, const real *edge) noex
     else:
         dot_lines(<f64v *>tile.dots, w0, w1, w2, w3, tile.z, edge, tile.n, first)
     for i in range(ROWS):
-        out[i] = fold(<real *>tile.dots + L * i)
+        out[i] = fold(<real *>tile.dots + L * i) + fix[i]
 
 
 cdef void add_vectors(const vec *kind, const Tile *given) noexcept nogil:
@@ -507,11 +604,11 @@ cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1
         at = (q + i) // of * step + (q + i) % of
         for c in range(r):
             x = old[at + c * apart]
-            s[i] += spread(kind, it.K, c) * x
+            s[i] = madd(s[i], spread(kind, it.K, c), x)
             if n_mod == 2:
-                t[i] += spread(kind, it.K, r + c) * x
+                t[i] = madd(t[i], spread(kind, it.K, r + c), x)
             if onto != ONTO_NONE:
-                g[i] += spread(kind, it.carry, c) * x
+                g[i] = madd(g[i], spread(kind, it.carry, c), x)
     for j in range(it.n_terms):
         n = it.used[j]
         row = <const vec *>it.rows[n] + q
@@ -524,11 +621,11 @@ cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1
         for i in range(count):
             x = row[i]
             if n_mod:
-                s[i] += c0 * x
+                s[i] = madd(s[i], c0, x)
             if n_mod == 2:
-                t[i] += c1 * x
+                t[i] = madd(t[i], c1, x)
             if onto != ONTO_NONE:
-                g[i] += cw * x
+                g[i] = madd(g[i], cw, x)
     for i in range(count):
         at = (q + i) // of * step + (q + i) % of
         if n_mod:

@@ -28,7 +28,7 @@ cdef extern from "threads.h":
 
 
 cdef enum:
-    ROW_BY_ROW = 768  # units from which rows of W alone are read one at a time: at 1024 1 %, at 2048 12 % quicker
+    ROW_BY_ROW = 16  # units from which rows of W alone are read one at a time: at 1024 1 %, at 2048 12 % quicker
 
 
 cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t i, const void *edge, Py_ssize_t rank) noexcept nogil:
@@ -42,38 +42,38 @@ cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t i, const void
     for k in range(2 * of):
         s[k] = c0
     if rank:
-        c0 = spread(s, tile.carry, 0)
+        c0 = -spread(s, tile.carry, 0)
     if rank == 2:
-        c1 = spread(s, tile.carry, 1)
+        c1 = -spread(s, tile.carry, 1)
     for line in range(n_lines // 2):
         for k in range(2 * of):
             g = w[q]
-            if rank == 1:
-                g -= c0 * R0[q]
+            if rank:
+                g = madd(g, c0, R0[q])
             if rank == 2:
-                g -= c0 * R0[q] + c1 * R1[q]
-            s[k] += g * z[q]
+                g = madd(g, c1, R1[q])
+            s[k] = madd(s[k], g, z[q])
             q += 1
     for line in range(n_lines % 2):
         for k in range(of):
             g = w[q]
-            if rank == 1:
-                g -= c0 * R0[q]
+            if rank:
+                g = madd(g, c0, R0[q])
             if rank == 2:
-                g -= c0 * R0[q] + c1 * R1[q]
-            s[k] += g * z[q]
+                g = madd(g, c1, R1[q])
+            s[k] = madd(s[k], g, z[q])
             q += 1
     for line in range(n_lines, n_all if rank else n_lines):
         for k in range(of):
             g = c0 * R0[q]
             if rank == 2:
-                g += c1 * R1[q]
-            s[k] -= g * z[q]
+                g = madd(g, c1, R1[q])
+            s[k] = madd(s[k], g, z[q])
             q += 1
     if tile.n % L:
         w = <const vec *>(<const char *>w + (tile.n - L) * (64 // L))
         for k in range(of):
-            s[k] += w[k] * (<const vec *>edge)[k]
+            s[k] = madd(s[k], w[k], (<const vec *>edge)[k])
     for k in range(of):
         s[k] += s[of + k]
 
@@ -165,9 +165,9 @@ cdef inline void feel_vectors(vec *placed, vec *own, const void **a, const void 
         t = spread(placed, &ZERO, 0)
         for n in range(n_ages):
             x = (<const vec *>a[n])[q]
-            s -= spread(placed, dots, n) * x
+            s = madd(s, -spread(placed, dots, n), x)
             if owned:
-                t += x * (<const vec *>e[n])[q]
+                t = madd(t, x, (<const vec *>e[n])[q])
         placed[q] = s
         if owned:
             own[q] = t
@@ -232,7 +232,7 @@ cdef void place_eps(Model *m, real *placed) noexcept nogil:
 cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept nogil:
     """What this step's error says of the weights is added to what is pending; `n_steps`: the most that a group
     lags behind, `carry`: of `carry_back`."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, s = slot(m, m.t), n, c, i, a, group, first, end
+    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, s = slot(m, m.t), n, i, a, group
     cdef real *A = <real *>m.pending + s * P
     cdef const real *onto
     cdef const real *h
@@ -254,15 +254,8 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept 
     for n in range(1, n_steps + 1):
         A, h = <real *>m.pending + slot(m, m.t - n) * P, <real *>m.h_past + slot(m, m.t - n) * P
         onto = <real *>m.back_drive + n * m.n_drive
-        if m.type == NULL:
-            for i in range(P):
-                A[i] += onto[i] * h[i]
-            continue
-        first = 0
-        for c in range(r):
-            end = m.type_ends[c]
-            axpy(A + first, onto[c], h + first, end - first)
-            first = end
+        for i in range(m.n_blocks):
+            add_four(A + i * ROWS, h + i * ROWS, onto + (i * ROWS if m.type == NULL else m.block_type[i]), m.type == NULL)
 
 
 cdef void write_blocks(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *tail) noexcept nogil:

@@ -109,14 +109,14 @@ cdef inline void trace_body(const vec *kind, const Row *row, Py_ssize_t r) noexc
         d1, c1 = spread(kind, row.kick, 1), spread(kind, row.carry, 1)
     for q in range(n if r <= 2 else 0):
         x = R[q]
-        s = k00 * x + d0 * term[q]
+        s = madd(k00 * x, d0, term[q])
         if r == 2:
             y = R[apart + q]
-            s += k01 * y
-            t = k10 * x + k11 * y + d1 * term[q]
+            s = madd(s, k01, y)
+            t = madd(madd(k10 * x, k11, y), d1, term[q])
             R[apart + q] = t
         R[q] = s
-        term[q] = c0 * s + c1 * t if r == 2 else c0 * s
+        term[q] = madd(c0 * s, c1, t) if r == 2 else c0 * s
     for q in range(n if r > 2 else 0):  # each new one is made of all the old ones
         s = spread(kind, &ZERO, 0)
         for a in range(r):
@@ -124,8 +124,8 @@ cdef inline void trace_body(const vec *kind, const Row *row, Py_ssize_t r) noexc
         for a in range(r):
             t = spread(kind, row.kick, a) * term[q]
             for c in range(r):
-                t += spread(kind, row.K, a * r + c) * old[c]
-            s += spread(kind, row.carry, a) * t
+                t = madd(t, spread(kind, row.K, a * r + c), old[c])
+            s = madd(s, spread(kind, row.carry, a), t)
             R[a * apart + q] = t
         term[q] = s
 
@@ -145,12 +145,12 @@ cdef inline void weight_body(vec *s, const Row *row, bint learn, bint term, bint
             if learn:
                 g = local * source[width + q]
                 if term:
-                    g += factor * source[2 * width + q]
+                    g = madd(g, factor, source[2 * width + q])
                 w -= g
                 if sign:
                     w = keep_sign(w, source + 3 * width + q)
                 W[q] = w
-            sum[k] += w * source[q]
+            sum[k] = madd(sum[k], w, source[q])
             q += 1
     for k in range(of):
         s[k] = sum[k]

@@ -133,14 +133,10 @@ cdef Py_ssize_t tap_back(Model *m, const real *modulator) noexcept nogil:
 
 cdef void spread_drive(Model *m, real *out, const real *h, const real *drive, Py_ssize_t first, Py_ssize_t step) noexcept nogil:
     """out[p] = h[p] drive[class of p] for the places p of every so many blocks: one class to a block, or to a place."""
-    cdef Py_ssize_t block = first, apart = 0 if m.type != NULL else 1
-    cdef const real *d
+    cdef Py_ssize_t block = first
+    cdef bint each = m.type == NULL
     while block < m.n_blocks:
-        d = drive + (m.block_type[block] if m.type != NULL else block * ROWS)
-        out[block * ROWS] = h[block * ROWS] * d[0]
-        out[block * ROWS + 1] = h[block * ROWS + 1] * d[apart]
-        out[block * ROWS + 2] = h[block * ROWS + 2] * d[2 * apart]
-        out[block * ROWS + 3] = h[block * ROWS + 3] * d[3 * apart]
+        times_four(out + block * ROWS, h + block * ROWS, drive + (block * ROWS if each else m.block_type[block]), each)
         block += step
 
 
@@ -195,7 +191,8 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
 cdef Py_ssize_t block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t r, Py_ssize_t a, bint owed, void **rows, real *coef) noexcept nogil:
     """Rows of the last steps, [n] of n steps ago, and what they count for, (3, SLOTS + 1, ROWS), for four units: in the traces
     of modulators a and a + 1, and with `owed` in their weights; what is pending is taken from there.  Returns how many."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, D = m.n_drive, apart = 0 if m.type != NULL else 1, n, i, s = slot(m, m.t)
+    cdef Py_ssize_t P = m.n_blocks * ROWS, D = m.n_drive, n, s = slot(m, m.t)
+    cdef bint each = m.type == NULL
     cdef real *r0 = coef
     cdef real *r1 = r0 + (SLOTS + 1) * ROWS
     cdef real *w = r1 + (SLOTS + 1) * ROWS
@@ -209,18 +206,14 @@ cdef Py_ssize_t block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_s
         if n == 0:  # that of now is not in the traces
             memset(r0, 0, ROWS * sizeof(real))
             memset(r1, 0, ROWS * sizeof(real))
-        elif a + 1 < r:
-            for i in range(ROWS):
-                r0[n * ROWS + i] = h[i] * d0[i * apart]
-                r1[n * ROWS + i] = h[i] * d1[i * apart]
         elif r:
-            for i in range(ROWS):
-                r0[n * ROWS + i] = h[i] * d0[i * apart]
+            times_four(r0 + n * ROWS, h, d0, each)
+            if a + 1 < r:
+                times_four(r1 + n * ROWS, h, d1, each)
         if owed:
             A = <real *>m.pending + s * P + block * ROWS
-            for i in range(ROWS):
-                w[n * ROWS + i] = A[i]
-                A[i] = 0
+            memcpy(w + n * ROWS, A, ROWS * sizeof(real))
+            memset(A, 0, ROWS * sizeof(real))
         d0 += r * D
         d1 += r * D
         s = s - 1 if s else SLOTS - 1
@@ -338,6 +331,7 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
     cdef int *unit
     cdef real *c
     cdef real current[ROWS]
+    cdef real fix[ROWS]
     cdef Tile tile = open_tile(m, 0, NULL)
     tile.n, tile.sign, tile.z, tile.dots, tile.tail, tile.pick = m.n_rec, m.sign, m.pre, m.dots, m.tail, m.pick
     m.since[due] = m.t
@@ -363,9 +357,9 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
         if sums != NULL:
             tile.sums = sums + m.block_type[block] * m.n_rec
         if m.trace != TRACE_NONE or c[0] != 0 or c[1] != 0 or c[2] != 0 or c[3] != 0:
-            descend(&tile, coef)
+            descend(&tile, &fix[0])
             descend_rest(m, &tile, unit, <real *>tile.sums)
-            finish_dots(&current[0], &tile, <real *>m.edge)
+            finish_dots(&current[0], &tile, &fix[0], <real *>m.edge)
         else:  # four units at rest, or without an error
             dot_rows(&current[0], <real *>tile.out[0], <real *>tile.out[1], <real *>tile.out[2], <real *>tile.out[3],
                      <real *>m.pre, <real *>m.edge, m.n_rec)
@@ -400,13 +394,13 @@ cdef inline void mean_body(vec *G, const vec *was, vec *row, const vec *eps, con
         for a in range(r):
             s = spread(G, K, a * r) * was0
             if r > 1:
-                s += spread(G, K, a * r + 1) * was1
+                s = madd(s, spread(G, K, a * r + 1), was1)
             for c in range(2, r):
-                s += spread(G, K, a * r + c) * was[c * n_vectors + q]
-            s += spread(G, drive, a) * x
+                s = madd(s, spread(G, K, a * r + c), was[c * n_vectors + q])
+            s = madd(s, spread(G, drive, a), x)
             G[a * n_vectors + q] = s
             if learn:
-                sum += spread(G, modulator, a) * s
+                sum = madd(sum, spread(G, modulator, a), s)
         if learn:
             row[q] = sum
 
