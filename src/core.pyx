@@ -312,17 +312,16 @@ cdef class Engine:
         exact, mean = m.trace == TRACE_EXACT, m.trace == TRACE_MEAN
         own = mean and not m.self_modulation
         sparse = len(self.constants["columns"]) if m.sparse else 0
-        blocks = len(self.constants["unit"]) * (exact and not sparse)
         past = S * (exact and m.follows)
         kept, masked = 0 if m.online else N, self.network.mask is not None and not sparse
         a = self.arrays = aligned(
             {
                 "pre": (Q,), "v": (N,), "h": (N,), "h_past": (S, P), "eps": (S, Q), "local": (S, P), "modulator": (S, r),
-                "traces": (C, r, Q) if mean else (blocks, Q // LANES, r, ROWS, LANES), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
+                "traces": (C, r, Q) if mean else (P * exact * (not sparse), r, Q), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (-(-N // LANES) * LANES,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
-                "power_K": (S, r, r), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
+                "power_K": (S, r, r), "awake_sums": (r * (exact and m.type != NULL and m.activation == RELU and 2 <= r < SLOTS), r, Q), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
@@ -345,6 +344,7 @@ cdef class Engine:
         m.current, m.input, m.y, m.error = address(a["current"]), address(a["input"]), address(a["y"]), address(a["error"])
         m.signal, m.class_rows, m.class_sums = address(a["signal"]), address(a["class_rows"]), address(a["class_sums"])
         m.power_K, m.power_drive = address(a["power_K"]), address(a["power_drive"])
+        m.awake_sums = address(a["awake_sums"])
         m.back, m.back_drive = address(a["back"]), address(a["back_drive"])
         m.coef, m.old = address(a["coef"]), address(a["old"])
         m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
@@ -635,7 +635,6 @@ cdef class Engine:
         self.kernels.settle(m)
         if on != m.deferred:
             m.deferred, m.counted, m.ahead = on, False, False
-            self.kernels.relay(m)
 
     cdef inline bint _held(self) noexcept nogil:
         return (not MPF_COUNTS_TELL or Py_REFCNT(self.w_rec) > 1 or Py_REFCNT(self.w_in) > 1
@@ -744,11 +743,11 @@ cdef class Engine:
             mpf_unflush(fp)
 
     cdef _traces_of_connections(self):
-        """(those among all traces [block, line, modulator, row, lane], the same [modulator, connection])."""
+        """(those among all traces [place, modulator, source], the same [modulator, connection])."""
         c, Q = self.constants, self.m.stride
         real = np.flatnonzero(c["columns"] < Q)
         place, q = np.repeat(np.arange(c["unit"].size), np.diff(c["starts"]))[real], c["columns"][real]
-        return (place // ROWS, q // LANES, slice(None), place % ROWS, q % LANES), real
+        return (place, slice(None), q), real
 
     cdef _unpack(self):
         """From the connections that exist to all of N x N: for whole trials, for chunks."""
@@ -756,7 +755,7 @@ cdef class Engine:
         self.kernels.settle(m)
         if m.trace == TRACE_EXACT:
             if not len(self.arrays["traces"]):
-                self.arrays |= aligned({"traces": (m.n_blocks, m.stride // LANES, m.rank, ROWS, LANES)}, self.network.dtype)
+                self.arrays |= aligned({"traces": (m.n_blocks * ROWS, m.rank, m.stride)}, self.network.dtype)
                 m.traces = address(self.arrays["traces"])
             at, of = self._traces_of_connections()
             self.arrays["traces"][at] = self.arrays["packed_traces"][:, of].T

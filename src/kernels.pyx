@@ -84,12 +84,6 @@ cdef void assist_f32(Model *m, int place) noexcept nogil:
 cdef void assist_f64(Model *m, int place) noexcept nogil:
     assist_in(m, place, <const double *>NULL)
 
-cdef void relay_f32(Model *m) noexcept nogil:
-    relay(m, <float *>m.traces)
-
-cdef void relay_f64(Model *m) noexcept nogil:
-    relay(m, <double *>m.traces)
-
 cdef void reset_f32(Model *m) noexcept nogil:
     rest(m, <float *>m.v)
 
@@ -134,8 +128,8 @@ cdef bint finite_f64(const void *values, Py_ssize_t n) noexcept nogil:
 
 
 cdef Kernels[2] kernel_table
-kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, assist_f32, relay_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, gather_f32, finite_f32)
-kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, assist_f64, relay_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, gather_f64, finite_f64)
+kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, assist_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, gather_f32, finite_f32)
+kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, assist_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, gather_f64, finite_f64)
 
 
 def table() -> int:

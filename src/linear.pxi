@@ -7,7 +7,7 @@
 #     renew       W -= sum_a carry[a] R[a] + sum_j w[j] terms[j],     R[a] = sum_c K[a, c] R[c] + sum_j r_a[j] terms[j]
 #
 # `terms` are rows of presynaptic traces.  In `combine` the four units share them: each is loaded once for four.  The
-# traces of a block, (Q / LANES, r, ROWS, LANES) numbers, lie in the order in which `combine` reads them.
+# traces of a block are rows too, (ROWS, r, Q).
 #
 # A `vec` is one register of the instruction set, F32_LANES float32 or F64_LANES float64; a compiler without vector
 # types gets registers of one lane.  Its lanes never meet but in `dot_rows`, where they are folded in a fixed order.
@@ -60,10 +60,8 @@ cdef extern from *:
       typedef double mpf_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
       #define MPF_FOUR(type, result) { mpf_##type##x4 h = *(mpf_##type##x4 *)x, d = *c - (mpf_##type##x4){0}; \
           if (each) d = *(mpf_##type##x4 *)c; *(mpf_##type##x4 *)out result; }
-      #define mpf_prefetch(address) __builtin_prefetch(address)
       #define mpf_lowest(bits) __builtin_ctzll(bits)
     #else
-      #define mpf_prefetch(address)
       static int mpf_lowest(unsigned long long bits) { int n = 0; while (!(bits >> n & 1)) n++; return n; }
       #define MPF_LANES(type) 1
       static float mpf_fold_f32(const float *s) {
@@ -98,7 +96,6 @@ cdef extern from *:
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
     int lowest "mpf_lowest" (unsigned long long bits) noexcept nogil  # place of the lowest bit that is set
-    void prefetch "mpf_prefetch" (const void *address) noexcept nogil
     void times_f32 "mpf_times_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
     void times_f64 "mpf_times_f64" (double *out, const double *x, const double *c, bint each) noexcept nogil
     void add_f32 "mpf_add_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
@@ -135,9 +132,9 @@ ctypedef struct Tile:
 
 
 ctypedef struct Renewal:
-    void *traces           # where those of the first modulator begin
+    void *traces           # (r, Q)
     void *old              # what they were: the same, or of more than two modulators a copy
-    Py_ssize_t step, apart # numbers from line to line, from modulator to modulator
+    Py_ssize_t stride      # Q
     Py_ssize_t rank        # 0: there are none
     void *K                # (2, r), of the modulators at hand
     void **rows            # of terms
@@ -145,6 +142,8 @@ ctypedef struct Renewal:
     Py_ssize_t n_terms
     void *r0               # (., ROWS) what each row counts for in the traces of one modulator, for this unit and those after it
     void *r1               # and of the next
+    void *whole0           # (Q,) what all rows together make of either, for a unit that was awake throughout; or NULL
+    void *whole1
     # of the weights, with up to two modulators
     void *out              # row of W, or NULL
     void *carry            # (r,) what the old traces count for
@@ -154,7 +153,6 @@ ctypedef struct Renewal:
 
 
 cdef enum:
-    AHEAD = 2048  # bytes of traces: measured, 5 to 10 % where these are not in the second cache
     AT_ONCE = 4   # vectors of a row: twelve chains of additions
 
 cdef enum Onto:  # where the gradient goes
@@ -362,9 +360,9 @@ cdef void matmul(void **out, void **x, Py_ssize_t n_rows, const real *w, Py_ssiz
 # ---------------------------------------------------------------- blocks of rows
 
 cdef inline void combine(vec *g, void **terms, const void *coef, Py_ssize_t n_terms, Py_ssize_t n_places,
-                         const void *carry, Py_ssize_t rank, const vec *R, Py_ssize_t q) noexcept nogil:
-    """Vector q of the gradient of four units; R is where the traces of its line begin, plus its place in the line."""
-    cdef Py_ssize_t of = per_line(g), j, c = 0, a
+                         const void *carry, Py_ssize_t rank, const vec *R, Py_ssize_t n_vectors, Py_ssize_t q) noexcept nogil:
+    """Vector q of the gradient of four units, whose rows are of so many."""
+    cdef Py_ssize_t unit = rank * n_vectors, j, c = 0, a
     cdef vec x, g0 = spread(g, &ZERO, 0), g1 = g0, g2 = g0, g3 = g0
     for j in range(n_terms):
         x = (<const vec *>terms[j])[q]
@@ -375,13 +373,11 @@ cdef inline void combine(vec *g, void **terms, const void *coef, Py_ssize_t n_te
         c += n_places
     for a in range(rank):
         x = spread(g, carry, a)
-        for j in range(ROWS):
-            prefetch(<char *>(R + j * of) + AHEAD)
-        g0 = madd(g0, x, R[0])
-        g1 = madd(g1, x, R[of])
-        g2 = madd(g2, x, R[2 * of])
-        g3 = madd(g3, x, R[3 * of])
-        R += ROWS * of
+        g0 = madd(g0, x, R[q])
+        g1 = madd(g1, x, R[unit + q])
+        g2 = madd(g2, x, R[2 * unit + q])
+        g3 = madd(g3, x, R[3 * unit + q])
+        R += n_vectors
     g[0], g[1], g[2], g[3] = g0, g1, g2, g3
 
 
@@ -393,7 +389,7 @@ cdef inline vec keep_sign(vec w, const vec *sign) noexcept nogil:
         return keep_f64(w, sign[0])
 
 
-cdef inline void descend_one(vec *s, const Tile *it, const vec *few, const vec *R, Py_ssize_t q, Py_ssize_t rank, Py_ssize_t n_few) noexcept nogil:
+cdef inline void descend_one(vec *s, const Tile *it, const vec *few, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t rank, Py_ssize_t n_few) noexcept nogil:
     """Vector q of `descend`; `s`: where its products go, of a row and of the next so many chains apart; `few`: the coefficients
     of one or two terms, if there are no more and nothing is said of single weights."""
     cdef Py_ssize_t chains = LANES // F32_LANES, i
@@ -407,7 +403,7 @@ cdef inline void descend_one(vec *s, const Tile *it, const vec *few, const vec *
             x = (<const vec *>it.terms[1])[q]
             g[0], g[1], g[2], g[3] = madd(g[0], few[4], x), madd(g[1], few[5], x), madd(g[2], few[6], x), madd(g[3], few[7], x)
     else:
-        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, R, q)
+        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q)
     if not n_few and it.keep != NULL:
         for i in range(ROWS):
             g[i] *= (<const vec *>it.keep[i])[q]
@@ -433,7 +429,6 @@ cdef inline void descend_body(const vec *kind, const Tile *given, Py_ssize_t ran
     cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES
     cdef Py_ssize_t of = per_line(kind), chains = LANES // F32_LANES, n_lines = it.n // LANES, n_vectors = it.stride // lanes
     cdef Py_ssize_t line, k, i, q = 0
-    cdef const vec *R = <const vec *>it.traces
     cdef vec *dots = <vec *>it.dots
     cdef vec *tail = <vec *>it.tail + of
     cdef void *terms[2]
@@ -453,29 +448,25 @@ cdef inline void descend_body(const vec *kind, const Tile *given, Py_ssize_t ran
                 few[k * ROWS + i] = spread(kind, it.coef, k * it.n_places + i)
         copy.terms = terms
     for line in range(n_lines):  # written out: what lies in an array may then lie in registers
-        descend_one(&s[0], it, few, R, q, rank, n_few)
+        descend_one(&s[0], it, few, n_vectors, q, rank, n_few)
         if of > 1:
-            descend_one(&s[1 % chains], it, few, R + 1, q + 1, rank, n_few)
+            descend_one(&s[1 % chains], it, few, n_vectors, q + 1, rank, n_few)
         if of > 2:
-            descend_one(&s[2 % chains], it, few, R + 2, q + 2, rank, n_few)
-            descend_one(&s[3 % chains], it, few, R + 3, q + 3, rank, n_few)
+            descend_one(&s[2 % chains], it, few, n_vectors, q + 2, rank, n_few)
+            descend_one(&s[3 % chains], it, few, n_vectors, q + 3, rank, n_few)
         for k in range(4, of):
-            descend_one(&s[k % chains], it, few, R + k, q + k, rank, n_few)
-        R += rank * ROWS * of
+            descend_one(&s[k % chains], it, few, n_vectors, q + k, rank, n_few)
         q += of
     dots[0], dots[1], dots[2], dots[3] = s[0], s[1], s[2], s[3]
     if chains > 1:
         dots[4], dots[5], dots[6], dots[7] = s[4], s[5], s[6], s[7]
     for i in range(8, ROWS * chains):
         dots[i] = s[i]
-    for line in range(n_lines, n_vectors // of):
-        for k in range(of):
-            combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, R + k, q)
-            for i in range(ROWS):
-                tail[i * (n_vectors + of)] = g[i]
-            tail += 1
-            q += 1
-        R += rank * ROWS * of
+    for q in range(q, n_vectors):
+        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q)
+        for i in range(ROWS):
+            tail[i * (n_vectors + of)] = g[i]
+        tail += 1
 
 
 cdef void descend_vectors(const vec *kind, const Tile *tile) noexcept nogil:
@@ -568,16 +559,12 @@ cdef inline void finish_dots(real *out, const Tile *tile, const real *fix, const
 cdef void add_vectors(const vec *kind, const Tile *given) noexcept nogil:
     cdef Tile copy = given[0]  # that no store can touch
     cdef Tile *tile = &copy
-    cdef Py_ssize_t of = per_line(kind), n_vectors = tile.stride // LANES * of, q = 0, k, i
+    cdef Py_ssize_t n_vectors = tile.stride // LANES * per_line(kind), q, i
     cdef vec g[ROWS]
-    cdef const vec *R = <const vec *>tile.traces
-    while q < n_vectors:
-        for k in range(of):
-            combine(g, tile.terms, tile.coef, tile.n_terms, tile.n_places, tile.carry, tile.rank, R + k, q)
-            for i in range(ROWS):
-                (<vec *>tile.out[i])[q] += g[i]
-            q += 1
-        R += tile.rank * ROWS * of
+    for q in range(n_vectors):
+        combine(g, tile.terms, tile.coef, tile.n_terms, tile.n_places, tile.carry, tile.rank, <const vec *>tile.traces, n_vectors, q)
+        for i in range(ROWS):
+            (<vec *>tile.out[i])[q] += g[i]
 
 
 cdef void add(const Tile *tile, const real *_) noexcept nogil:
@@ -589,10 +576,9 @@ cdef void add(const Tile *tile, const real *_) noexcept nogil:
 
 
 cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1, const Renewal *it, Py_ssize_t q, Py_ssize_t count,
-                            Py_ssize_t n_mod, Py_ssize_t r) noexcept nogil:
+                            Py_ssize_t n_mod, Py_ssize_t r, bint whole) noexcept nogil:
     """Vectors q .. q + count of `renew`: each is read and written once, however many terms there are."""
-    cdef Py_ssize_t of = per_line(kind), lanes = F32_LANES if vec is f32v else F64_LANES, j, n, i, c, at
-    cdef Py_ssize_t step = it.step // lanes, apart = it.apart // lanes
+    cdef Py_ssize_t n_vectors = it.stride // (F32_LANES if vec is f32v else F64_LANES), j, n, i, c
     cdef const vec *row
     cdef const vec *old = <const vec *>it.old
     cdef vec s[AT_ONCE]
@@ -601,37 +587,37 @@ cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1
     cdef vec x, c0, c1, cw, zero = spread(kind, &ZERO, 0)
     for i in range(count):
         s[i] = t[i] = g[i] = zero
-        at = (q + i) // of * step + (q + i) % of
+        if whole:
+            s[i], t[i] = (<const vec *>it.whole0)[q + i], (<const vec *>it.whole1)[q + i]
         for c in range(r):
-            x = old[at + c * apart]
+            x = old[c * n_vectors + q + i]
             s[i] = madd(s[i], spread(kind, it.K, c), x)
             if n_mod == 2:
                 t[i] = madd(t[i], spread(kind, it.K, r + c), x)
             if onto != ONTO_NONE:
                 g[i] = madd(g[i], spread(kind, it.carry, c), x)
-    for j in range(it.n_terms):
+    for j in range(it.n_terms if onto != ONTO_NONE or not whole else 0):
         n = it.used[j]
         row = <const vec *>it.rows[n] + q
-        if n_mod:
+        if n_mod and not whole:
             c0 = spread(kind, it.r0, n * ROWS)
-        if n_mod == 2:
+        if n_mod == 2 and not whole:
             c1 = spread(kind, it.r1, n * ROWS)
         if onto != ONTO_NONE:
             cw = spread(kind, it.w, n * ROWS)
         for i in range(count):
             x = row[i]
-            if n_mod:
+            if n_mod and not whole:
                 s[i] = madd(s[i], c0, x)
-            if n_mod == 2:
+            if n_mod == 2 and not whole:
                 t[i] = madd(t[i], c1, x)
             if onto != ONTO_NONE:
                 g[i] = madd(g[i], cw, x)
     for i in range(count):
-        at = (q + i) // of * step + (q + i) % of
         if n_mod:
-            R0[at] = s[i]
+            R0[q + i] = s[i]
         if n_mod == 2:
-            R1[at] = t[i]
+            R1[q + i] = t[i]
         if onto == ONTO_W:
             w[q + i] -= g[i]
         if onto == ONTO_TAIL:
@@ -639,45 +625,48 @@ cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1
 
 
 cdef inline void renew_by(const vec *kind, const Renewal *given, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, bint descend,
-                          Py_ssize_t n_mod, Py_ssize_t r) noexcept nogil:
+                          Py_ssize_t n_mod, Py_ssize_t r, bint whole) noexcept nogil:
     cdef Renewal copy = given[0]  # that no store can touch
     cdef const Renewal *it = &copy
-    cdef Py_ssize_t of = per_line(kind), lanes = F32_LANES if vec is f32v else F64_LANES, q = begin * of, last = end * of
-    cdef Py_ssize_t n_w = it.n // LANES * of
-    cdef vec *R0 = <vec *>it.traces + a * (it.apart // lanes)
-    cdef vec *R1 = R0 + it.apart // lanes
+    cdef Py_ssize_t of = per_line(kind), n_vectors = it.stride // LANES * of, n_w = it.n // LANES * of, q = begin * of, last = end * of
+    cdef vec *R0 = <vec *>it.traces + a * n_vectors
+    cdef vec *R1 = R0 + n_vectors
     if descend:
         while q + AT_ONCE <= min(last, n_w):
-            renew_some(kind, <vec *>it.out, ONTO_W, R0, R1, it, q, AT_ONCE, n_mod, r)
+            renew_some(kind, <vec *>it.out, ONTO_W, R0, R1, it, q, AT_ONCE, n_mod, r, whole)
             q += AT_ONCE
         while q < min(last, n_w):
-            renew_some(kind, <vec *>it.out, ONTO_W, R0, R1, it, q, 1, n_mod, r)
+            renew_some(kind, <vec *>it.out, ONTO_W, R0, R1, it, q, 1, n_mod, r, whole)
             q += 1
         while q < last:
-            renew_some(kind, <vec *>it.tail + of + q - n_w, ONTO_TAIL, R0, R1, it, q, 1, n_mod, r)
+            renew_some(kind, <vec *>it.tail + of + q - n_w, ONTO_TAIL, R0, R1, it, q, 1, n_mod, r, whole)
             q += 1
     else:
         while q + AT_ONCE <= last:
-            renew_some(kind, NULL, ONTO_NONE, R0, R1, it, q, AT_ONCE, n_mod, r)
+            renew_some(kind, NULL, ONTO_NONE, R0, R1, it, q, AT_ONCE, n_mod, r, whole)
             q += AT_ONCE
         while q < last:
-            renew_some(kind, NULL, ONTO_NONE, R0, R1, it, q, 1, n_mod, r)
+            renew_some(kind, NULL, ONTO_NONE, R0, R1, it, q, 1, n_mod, r, whole)
             q += 1
 
 
 cdef void renew_vectors(const vec *kind, const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a) noexcept nogil:
-    if it.out != NULL and it.rank == 2:
-        renew_by(kind, it, begin, end, a, True, 2, 2)
+    if it.out != NULL and it.whole0 != NULL:
+        renew_by(kind, it, begin, end, a, True, 2, 2, True)
+    elif it.whole0 != NULL:
+        renew_by(kind, it, begin, end, a, False, 2, it.rank, True)
+    elif it.out != NULL and it.rank == 2:
+        renew_by(kind, it, begin, end, a, True, 2, 2, False)
     elif it.out != NULL and it.rank == 1:
-        renew_by(kind, it, begin, end, a, True, 1, 1)
+        renew_by(kind, it, begin, end, a, True, 1, 1, False)
     elif it.out != NULL:
-        renew_by(kind, it, begin, end, a, True, 0, 0)
+        renew_by(kind, it, begin, end, a, True, 0, 0, False)
     elif it.rank == 2:
-        renew_by(kind, it, begin, end, a, False, 2, 2)
+        renew_by(kind, it, begin, end, a, False, 2, 2, False)
     elif it.rank - a > 1:
-        renew_by(kind, it, begin, end, a, False, 2, it.rank)
+        renew_by(kind, it, begin, end, a, False, 2, it.rank, False)
     else:
-        renew_by(kind, it, begin, end, a, False, 1, it.rank)
+        renew_by(kind, it, begin, end, a, False, 1, it.rank, False)
 
 
 cdef void renew(const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, const real *_) noexcept nogil:

@@ -72,6 +72,7 @@ ctypedef struct Model:
     bint shared               # somebody holds these, or did at the last step: write at every step
     Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
     bint summed               # `class_sums` holds something
+    bint summed_awake         # `awake_sums` is of the steps at hand
     bint autapses
     bint unstable             # set by a refresh that left rho(K) >= 1
     Py_ssize_t refresh_every  # updates between refreshes of the type means; 0: never
@@ -133,7 +134,7 @@ ctypedef struct Model:
     void *h_past              # (S, P) ring of h, by place
     unsigned long long *awake # (P,) whether h != 0: of now in the lowest bit, of n steps ago in bit n
     void *eps                 # (S, Q) ring
-    void *traces              # `exact`: of blocks of units, see linear.pxi, or if deferred, pending.pxi; `mean`: (C, r, Q)
+    void *traces              # `exact`: (P, r, Q) by place; `mean`: (C, r, Q)
     void *self_traces         # (C, Q) l, or NULL
     void *class_eps           # (S, C, Q) ring of eps + l, or NULL
     void *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
@@ -181,6 +182,7 @@ ctypedef struct Model:
     void *class_sums          # (C, Q) their sum over the steps since the gradient was last complete
     void *power_K             # (S, r, r) K_t .. K_{t-n+1}: what n steps make of a trace
     void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
+    void *awake_sums          # (r types, r, Q) see `sum_awake`; NULL where h is not 0 or 1, or units have no types
     void *back                # (2, S, r) and (S, D): modulators carried back in time, see `carry_back`
     void *back_drive
     void **terms              # (S + C + 1,) rows that a block reads
@@ -240,7 +242,6 @@ ctypedef struct Kernels:
     int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
     void (*adjoint)(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil
     void (*assist)(Model *m, int place) noexcept nogil
-    void (*relay)(Model *m) noexcept nogil
     void (*reset)(Model *m) noexcept nogil
     void (*settle)(Model *m) noexcept nogil
     void (*descend)(Model *m) noexcept nogil

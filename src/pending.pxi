@@ -17,9 +17,8 @@
 #
 # In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.
 #
-# While updates wait, the traces of a unit are two rows (of as many numbers as modulators, one or two): a step reads W
-# and R unit by unit, three streams, which reaches the caches' bandwidth where rows in step of four do not (measured:
-# 1.7 against 2.0 us at N = 128, 136 against 173 at 1024, 1270 against 1940 at 2048).  `relay` turns one into the other.
+# A step reads W and R unit by unit, three streams of rows, which reaches the caches' bandwidth where rows in step of four
+# do not (measured: 1.7 against 2.0 us at N = 128, 136 against 173 at 1024, 1270 against 1940 at 2048).
 
 
 cdef extern from "threads.h":
@@ -295,6 +294,8 @@ cdef void write_group(Model *m, Py_ssize_t group, const real *_) noexcept nogil:
     """Bring the weights and the traces of one group of blocks up to date."""
     if m.trace == TRACE_MEAN:
         sum_rows(m, m.t - m.since[group], <real *>m.class_rows)
+    if m.trace == TRACE_EXACT:
+        sum_awake(m, m.t - m.since[group], <real *>m.awake_sums)
     share_out(m, True, group, _)
     if m.trace == TRACE_EXACT:
         memset(<real *>m.carried + group * m.rank, 0, m.rank * sizeof(real))
@@ -434,23 +435,6 @@ cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
                 for c in range(r):
                     change += modulator[c] * mixed[c]
                 m.type_sums[a * r + b] -= change
-
-
-cdef void relay(Model *m, real *R) noexcept nogil:
-    """The traces of every block from lines of four units to rows of each unit if updates are deferred, else back."""
-    cdef Py_ssize_t r = m.rank, Q = m.stride, block, i, a, line, by_line, by_row
-    cdef real *old = <real *>m.old
-    for block in range(m.n_blocks if m.trace == TRACE_EXACT else 0):
-        memcpy(old, R, ROWS * r * Q * sizeof(real))
-        for line in range(Q // LANES):
-            for a in range(r):
-                for i in range(ROWS):
-                    by_line, by_row = ((line * r + a) * ROWS + i) * LANES, (i * r + a) * Q + line * LANES
-                    if m.deferred:
-                        memcpy(R + by_row, old + by_line, LANES * sizeof(real))
-                    else:
-                        memcpy(R + by_line, old + by_row, LANES * sizeof(real))
-        R += ROWS * r * Q
 
 
 cdef void sum_rows_by_type(Model *m, const real *rows, Py_ssize_t apart, bint placed) noexcept nogil:

@@ -17,6 +17,7 @@
 
 
 cdef enum:
+    AWAKE_FROM = 8  # units of a group, of each type, from which the sums of `sum_awake` pay
     STRETCH = 24  # lines of a row of weights and traces
 
 
@@ -234,11 +235,45 @@ cdef Py_ssize_t used_terms(int *used, unsigned long long which) noexcept nogil:
     return count
 
 
+cdef void sum_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
+    """What the last steps add to the traces of a unit of each type that was awake throughout, if that pays.
+
+    Where h is 0 or 1 it is the same for all such units, and most of them stay awake or at rest from step to step.
+    """
+    cdef Py_ssize_t r = m.rank, Q = m.stride, D = m.n_drive, c, a, n
+    cdef const real *drive
+    cdef int used[SLOTS]
+    cdef void *rows[SLOTS]
+    cdef real r0[SLOTS * ROWS]
+    cdef real r1[SLOTS * ROWS]
+    cdef real nothing[2 * SLOTS]  # K: there were no traces before
+    cdef Renewal job
+    m.summed_awake = m.awake_sums != NULL and n_steps > 2 and m.n_rec >= AWAKE_FROM * r * m.n_groups
+    if not m.summed_awake:
+        return
+    memset(nothing, 0, sizeof(nothing))
+    memset(sums, 0, r * r * Q * sizeof(real))
+    job.rank, job.n_terms, job.rows, job.used, job.K, job.r0, job.r1 = r, n_steps, rows, used, nothing, r0, r1
+    job.out = job.whole0 = job.carry = NULL
+    job.stride = Q
+    for n in range(1, n_steps + 1):
+        used[n - 1], rows[n] = n, <real *>m.eps + slot(m, m.t - n) * Q
+    for c in range(r):
+        job.traces = job.old = sums + c * r * Q
+        a = 0
+        while a + 1 < r:
+            for n in range(1, n_steps + 1):
+                drive = <real *>m.power_drive + (n * r + a) * D + c
+                r0[n * ROWS], r1[n * ROWS] = drive[0], drive[D]
+            renew(&job, 0, Q // LANES, a, sums)
+            a += 2
+
+
 cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, bint owed, const real *carry, real *tail) noexcept nogil:
     """Bring the traces of four units over the last steps, and with `owed` their weights by what is pending.
 
     By stretches of columns, so that terms are still in the first cache for the next unit.  Of steps at which a unit was at
-    rest, h = 0, there is nothing.
+    rest, h = 0, there is nothing; those at which it was awake may have been summed (`sum_awake`).
     """
     cdef Py_ssize_t r = m.rank if m.trace == TRACE_EXACT else 0, Q = m.stride, n_lines = Q // LANES, i, a = 0, first, last
     cdef const int *unit = m.unit + block * ROWS
@@ -248,7 +283,8 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
     cdef int used[ROWS * (SLOTS + 1)]
     cdef void *rows[SLOTS + 1]
     cdef Renewal job[ROWS]
-    cdef unsigned long long steps = (<unsigned long long>2 << n_steps) - (1 if owed else 2), always = 0
+    cdef unsigned long long past = (<unsigned long long>2 << n_steps) - 2, steps = past | owed, always = 0
+    cdef real *whole = <real *>m.awake_sums + m.block_type[block] * r * Q
     if not (r or owed):
         return
     if r and not held:
@@ -257,11 +293,8 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
         memcpy(m.old, traces, ROWS * r * Q * sizeof(real))
     for i in range(ROWS):
         job[i].rank, job[i].n, job[i].carry, job[i].out, job[i].tail = r, m.n_rec, <void *>carry, NULL, NULL
-        if m.deferred:
-            job[i].step, job[i].apart, job[i].traces = LANES, Q, traces + i * r * Q
-        else:
-            job[i].step, job[i].apart, job[i].traces = r * ROWS * LANES, ROWS * LANES, traces + i * LANES
-        job[i].old = job[i].traces if r <= 2 else <real *>m.old + i * LANES
+        job[i].stride, job[i].traces = Q, traces + i * r * Q
+        job[i].old = job[i].traces if r <= 2 else <real *>m.old + i * r * Q
         if owed and unit[i] >= 0:
             job[i].out, job[i].tail = m.w_rows[block * ROWS + i], tail + i * (LANES + Q)
             own[i] = (<real *>job[i].out)[unit[i]]
@@ -273,6 +306,9 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
         for i in range(ROWS):
             job[i].K = <real *>m.power_K + (n_steps * r + a) * r
             job[i].n_terms = used_terms(&used[i * (SLOTS + 1)], m.awake[block * ROWS + i] & steps | always)
+            job[i].whole0 = NULL
+            if m.summed_awake and a + 1 < r and m.awake[block * ROWS + i] & past == past:
+                job[i].whole0, job[i].whole1 = whole + a * Q, whole + (a + 1) * Q
         first = 0
         while first < n_lines:
             last = min(first + STRETCH, n_lines)
@@ -286,7 +322,7 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
             if job[i].out != NULL and unit[i] < m.n_rec // LANES * LANES:
                 (<real *>job[i].out)[unit[i]] = own[i]
             for a in range(r):
-                (<real *>job[i].traces)[unit[i] // LANES * job[i].step + a * job[i].apart + unit[i] % LANES] = 0
+                traces[(i * r + a) * Q + unit[i]] = 0
 
 
 cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) noexcept nogil:
@@ -335,6 +371,8 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
     cdef Tile tile = open_tile(m, 0, NULL)
     tile.n, tile.sign, tile.z, tile.dots, tile.tail, tile.pick = m.n_rec, m.sign, m.pre, m.dots, m.tail, m.pick
     m.since[due] = m.t
+    if exact:
+        sum_awake(m, n_steps, <real *>m.awake_sums)
     if m.trace == TRACE_TAPS:
         lag = n_steps
     for block in range(m.n_blocks):
@@ -483,6 +521,8 @@ cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
             add_block(m, block, n_terms, <real *>m.back + (SLOTS + n_steps) * m.rank, rank)
             block += m.n_groups
     block = group
+    if exact:
+        sum_awake(m, n_steps, <real *>m.awake_sums)
     while exact and block < m.n_blocks:
         renew_block(m, block, n_steps, m.since[group] > 0, False, coef, coef)
         block += m.n_groups
@@ -520,6 +560,8 @@ cdef void close_chunk(Model *m, real *coef) noexcept nogil:
             matvec(modulator, <const real *>m.u, coef + n_steps * P, m.rank, P)
     if m.follows:
         filter_powers(m, n_steps, <real *>m.power_K)
+    if exact:
+        sum_awake(m, n_steps, <real *>m.awake_sums)
     for block in range(m.n_blocks):
         if owed:
             add_block(m, block, n_steps + 1, modulator, m.rank if exact and held else 0)
