@@ -127,9 +127,14 @@ def test_steps_that_update_are_steps_and_applications(problem, rule):
     fused = twin(problem, rule, optimizer=mf.SGD(0.1))
     plain = twin(problem, rule, optimizer=mf.SGD(0.1), update="apply")
     for x, target in zip(xs, each):
-        assert np.allclose(fused.step(x, target), plain.step(x, target), rtol=1e-3, atol=1e-4)
-        if target is not None:
-            plain.apply()
+        try:
+            expected = plain.step(x, target)
+            if target is not None:
+                plain.apply()
+        except FloatingPointError:  # so large a step really diverges in some networks
+            assume(False)
+        assume(np.abs(expected).max() < 1e3)
+        assert np.allclose(fused.step(x, target), expected, rtol=1e-3, atol=1e-4)
     assert plain.iteration == mask.sum()
     assert_close(fused.network.weights, plain.network.weights, 1e-10 if problem.net.dtype == np.float64 else 1e-4)
     w, sign = fused.network.w_rec, problem.net.sign
