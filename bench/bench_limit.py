@@ -159,7 +159,7 @@ def fractions(memory, arguments):
         printed.row(what, rule, n, row["us"], row["limit_us"], row["fraction"], of)
 
     def stream(rule, n):
-        steps = int(min(max(4e6 / n / n, 16), len(xs))) // CHUNK * CHUNK
+        steps = int(min(max(4e7 / n / n, 4 * CHUNK), len(xs))) // CHUNK * CHUNK  # the limit's arrays have left the caches cold
         learner = bench_scaling.make(mf, np, rule, n)
         path = reference.forward(learner.network.weights, xs[None, :32], leak=learner.network.leak, activation="relu")
         read, change, held = traffic(rule, n, float((path.h > 0).mean()))
