@@ -284,7 +284,7 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
     cdef void *rows[SLOTS + 1]
     cdef Renewal job[ROWS]
     cdef unsigned long long past = (<unsigned long long>2 << n_steps) - 2, steps = past | owed, always = 0
-    cdef real *whole = <real *>m.awake_sums + m.block_type[block] * r * Q
+    cdef real *whole
     if not (r or owed):
         return
     if r and not held:
@@ -308,7 +308,8 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
             job[i].n_terms = used_terms(&used[i * (SLOTS + 1)], m.awake[block * ROWS + i] & steps | always)
             job[i].whole0 = NULL
             if m.summed_awake and a + 1 < r and m.awake[block * ROWS + i] & past == past:
-                job[i].whole0, job[i].whole1 = whole + a * Q, whole + (a + 1) * Q
+                whole = <real *>m.awake_sums + (m.block_type[block] * r + a) * Q
+                job[i].whole0, job[i].whole1 = whole, whole + Q
         first = 0
         while first < n_lines:
             last = min(first + STRETCH, n_lines)
