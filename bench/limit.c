@@ -1,12 +1,6 @@
 /* What memory gives: the loops of bench_limit.py, over arrays of n floats, `passes` times. */
-#ifdef __AVX512F__
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
-#define V (BYTES / 4) /* a vector of the machine: a wider one is kept in memory */
+#include "vector.h"
+#define V (BYTES / 4)
 typedef float vec __attribute__((vector_size(BYTES), aligned(4), may_alias));
 #define AT(p) (*(vec *)(p))
 

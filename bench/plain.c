@@ -5,20 +5,14 @@
  * followed at every update. factor: 0 e-prop, 1 exact, 2 mean. Shapes as in the library; all arrays zeroed.
  * Compiled with -march=native, and with -Dreal=double for float64.
  */
+#include "vector.h"
 #include <string.h>
 
 #ifndef real
 #define real float
 #endif
 #define R 2
-#ifdef __AVX512F__
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
-#define LANES (BYTES / (long)sizeof(real)) /* a vector of the machine: a wider one is kept in memory */
+#define LANES (BYTES / (long)sizeof(real))
 #define GAP (17 * 64 / (long)sizeof(real)) /* keeps large arrays out of each other's cache sets */
 #define AT(p) (*(vec *)(p))
 typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
