@@ -18,7 +18,7 @@ Vectors.  The loops over a row are written in registers (`vec`, linear.pxi): one
 order written here, and sums over entries are taken over a fixed number of lanes.  Products that are added up are fused
 (`madd`: one rounding) where the instruction set can, in so many words: ``-ffp-contract=off`` keeps the compiler from
 choosing.  So all instruction sets that can compute the same bits, and the baseline differs from them by rounding.
-Measured: fused, 7 to 25 % less time for `exact` on a core with 256-bit registers; more where one unit multiplies and adds.
+Measured: fused, 4 to 26 % less time for `exact` on a core with 256-bit registers; more where one unit multiplies and adds.
 Subnormal numbers are flushed to zero while a kernel runs, by core.pyx.
 """
 
