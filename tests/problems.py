@@ -90,14 +90,16 @@ def assert_close(got, expected, tolerance):
     """Every array within ``tolerance`` of its largest entry.
 
     One that is zero throughout has no size of its own, and may be what is left when terms cancel (a type of one unit
-    that does not modulate itself): it is measured by the largest of the others.  So is, by a thousandth of it, one that is
-    smaller still: a single number, such as the bias of one unit, may be a sum over steps and trials that nearly cancels.
+    that does not modulate itself): it is measured by the largest of the others.  Nor can a single number that nearly
+    cancels, such as the bias of one unit summed over steps and trials, be nearer than the rounding of the largest.
     """
     assert got.keys() == expected.keys()
     largest = max(1e-300, *(np.abs(each).max() for each in expected.values()))
     for name in expected:
-        size = max(np.abs(expected[name]).max() or largest, 1e-3 * largest)
-        error = np.abs(np.asarray(got[name], float) - expected[name]).max()
+        size = np.abs(expected[name]).max() or largest
+        given = np.asarray(got[name])
+        rounding = np.finfo(given.dtype).eps * largest if given.dtype.kind == "f" else 0
+        error = np.abs(given.astype(float) - expected[name]).max() - rounding  # a NaN stays one, and fails
         assert error <= tolerance * size, f"{name}: off by {error / size:.2g} of its largest entry {size:.2g}"
 
 
