@@ -512,7 +512,7 @@ cdef int mpf_set(mpf_learner *handle, const char *name, const void *values, size
     if code == MPF_OK:
         for i in range(it.rows):
             memcpy(it.at + i * it.stride, <const char *>values + i * it.width, it.width)
-        (<Engine>h.engine).m.ahead = (<Engine>h.engine).m.counted = False
+        (<Engine>h.engine).m.ahead = (<Engine>h.engine).m.counted = (<Engine>h.engine).m.turned = False
         (<Engine>h.engine)._tell_writes()
     return leave(h, code)
 

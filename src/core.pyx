@@ -171,7 +171,7 @@ cdef class Engine:
         m.rank = plan.rank
         m.n_class = plan.rank
         sources = m.n_rec + m.n_in + ("b_rec" in network.weights)
-        m.stride = -(-sources // LANES) * LANES
+        m.n_sources, m.stride = sources, -(-sources // LANES) * LANES
         m.activation = {"relu": RELU, "softplus": SOFTPLUS, "tanh": TANH, "sigmoid": SIGMOID, "identity": IDENTITY}[
             network.activation
         ]
@@ -200,6 +200,8 @@ cdef class Engine:
         self._allocate()
         self._set_modulation()
         self.reset()
+        if m.may_defer:
+            self._defer(True)
         if m.may_defer or m.sparse:
             network.settled_by(self)
 
@@ -244,7 +246,8 @@ cdef class Engine:
         N, r, C, S = m.n_rec, m.rank, m.n_class, SLOTS
         types = np.zeros(N, np.intc) if self.plan.types is None else self.plan.types.astype(np.intc)
         units = [np.flatnonzero(types == a) for a in range(types.max() + 1)]
-        full = [np.append(u, np.full((ROWS - len(u) % ROWS) % ROWS, -1)).reshape(-1, ROWS) for u in units]
+        whole = LANES if m.may_defer else ROWS  # by source, no line is of two types
+        full = [np.append(u, np.full(-len(u) % whole, -1)).reshape(-1, ROWS) for u in units]
         unit = np.concatenate(full).astype(np.intc)
         place = np.flatnonzero(unit.ravel() >= 0)[np.argsort(unit[unit >= 0])].astype(np.intc)
         low_rank = r and self.plan.types is None
@@ -259,6 +262,7 @@ cdef class Engine:
             "terms": np.zeros(S * max(C, 1) + C + 1, np.uintp),
             "type_ends": (ROWS * np.cumsum(list(map(len, full)))).astype(np.intc),
             "awake": np.zeros(unit.size, np.uint64),
+            "heard": np.zeros((m.n_sources + LANES) * m.may_defer, np.intc),
         } | aligned(
             {"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r), "type_sums": (r, r), "trace_sums": (r, r, r), "step_sums": (8, r)},
             np.float64,
@@ -269,12 +273,12 @@ cdef class Engine:
         starts = np.flatnonzero(np.diff(place, prepend=-2) != 1)
         c["runs"] = np.stack([starts, place[starts], np.diff(starts, append=N)], axis=1).astype(np.intc)
         m.runs, m.n_runs = <int *>address(c["runs"]), len(starts)
-        m.keeps_h = m.trace in (TRACE_EXACT, TRACE_TAPS) or m.exact_steps > 0 or m.may_defer
+        m.keeps_h = m.trace in (TRACE_EXACT, TRACE_TAPS) or m.exact_steps > 0
         m.unit, m.block_type = <int *>address(c["unit"]), <int *>address(c["block_type"])
         m.type = <int *>address(c["type"]) if self.plan.types is not None else NULL
         m.drive_class, m.since = <int *>address(c["drive_class"]), <Py_ssize_t *>address(c["since"])
         m.erred, m.terms = <unsigned char *>address(c["erred"]), <void **>address(c["terms"])
-        m.awake = <unsigned long long *>address(c["awake"])
+        m.awake, m.heard = <unsigned long long *>address(c["awake"]), <int *>address(c["heard"])
         m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
         m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
         m.type_sums, m.trace_sums = <double *>address(c["type_sums"]), <double *>address(c["trace_sums"])
@@ -318,18 +322,20 @@ cdef class Engine:
         a = self.arrays = aligned(
             {
                 "pre": (Q,), "v": (N,), "h": (N,), "h_past": (S, P), "eps": (S, Q), "local": (S, P), "modulator": (S, r),
-                "traces": (C, r, Q) if mean else (P * exact * (not sparse), r, Q), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
+                "traces": (C, r, Q) if mean else (P * (exact and not sparse and not m.may_defer), r, Q), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (-(-N // LANES) * LANES,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "awake_sums": (r * (exact and m.type != NULL and m.activation == RELU and 2 <= r < SLOTS), r, Q), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
-                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS * (TEAM if self._shares_rows() else 1), LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
+                "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
-                "class_past": (S * (m.may_defer and mean), C, Q), "row_sums": (S, C), "pending": (S * m.may_defer, P), "carried": (S * m.may_defer, r), "eps_placed": (S * m.may_defer, P),
+                "eps_owed": (S * m.may_defer, Q), "onto_h": (S * m.may_defer, D), "carried": (S * m.may_defer, r),
+                "eps_placed": (S * m.may_defer, P), "front": (P * m.may_defer,), "heard_count": ((Q + LANES) * m.may_defer, 1 + r),
+                "counts": (m.may_defer * (TEAM if self._shares_rows() else 1), 3 * S * STRETCH_WRITTEN * LANES),
                 "packed": (sparse,), "packed_traces": (r * exact, sparse), "table": (Q + 1, 4), "gathered": (4 * m.packed_width + LANES + r,),
                 "type_lanes": (r, r, LANES * (sparse > 0 and self.plan.types is not None)),
-                "own": (P,), "placed": (P,), "eps_dots": (S * max(C, 1) + ROWS,),
+                "own": (P,), "placed": (P,), "eps_dots": (2, S + ROWS),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (C, P), "self_drive": (2, C),
@@ -351,8 +357,9 @@ cdef class Engine:
         m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
         m.keep, m.factor, m.h_sum = address(a["keep"]), address(a["factor"]), address(a["h_sum"])
         m.sources = address(a["sources"])
-        m.pending, m.carried, m.eps_placed = address(a["pending"]), address(a["carried"]), address(a["eps_placed"])
-        m.class_past, m.row_sums = address(a["class_past"]), address(a["row_sums"])
+        m.eps_owed, m.onto_h, m.carried = address(a["eps_owed"]), address(a["onto_h"]), address(a["carried"])
+        m.eps_placed, m.front, m.heard_count = address(a["eps_placed"]), address(a["front"]), address(a["heard_count"])
+        m.counts = address(a["counts"])
         m.own, m.placed, m.eps_dots = address(a["own"]), address(a["placed"]), address(a["eps_dots"])
         m.packed, m.packed_traces, m.table = address(a["packed"]), address(a["packed_traces"]), address(a["table"])
         m.gathered, m.type_lanes = address(a["gathered"]), address(a["type_lanes"])
@@ -433,7 +440,7 @@ cdef class Engine:
             self._refuse("copy")
         if m.deferred or m.unwritten:
             self.kernels.settle(m)  # the weights go with the network
-        m.ahead = m.counted = False  # nor in the copy: the weights may have been written into since the last step
+        m.ahead = m.counted = m.turned = False  # nor in the copy: the weights may have been written into since the last step
         numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
                    m.deferred, m.owed_until, self.since_plan)
         arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in self.ADDRESSES}
@@ -444,7 +451,10 @@ cdef class Engine:
         cdef Model *m = &self.m
         if m.sparse and not snapshot["sparse"]:
             self._unpack()
-        m.ahead = m.counted = False
+        if m.may_defer:
+            self._make_room("by_source" in snapshot["arrays"])
+            self._make_room(not snapshot["arrays"]["traces"].size)
+        m.ahead = m.counted = m.turned = False
         (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
          m.deferred, m.owed_until, self.since_plan) = snapshot["numbers"]
         own = self.constants | self.arrays
@@ -616,7 +626,7 @@ cdef class Engine:
         cdef Model *m = &self.m
         cdef bint held = self._held()
         if held or m.shared or self.stamp[0] != self.seen:  # now, or until a moment ago
-            m.ahead = m.counted = False
+            m.ahead = m.counted = m.turned = False
             if self.stamp[0] != self.seen:
                 if not alone:
                     with gil:
@@ -627,15 +637,35 @@ cdef class Engine:
             with gil:
                 self._unpack()  # there are weights where the mask allows none: they count
         if (may_defer and m.may_defer and m.online and not held) != m.deferred:
-            self._defer(not m.deferred)
+            with gil:
+                self._defer(not m.deferred)
         return 0
 
-    cdef void _defer(self, bint on) noexcept nogil:
-        """From now on updates may wait, or not."""
+    cdef _defer(self, bint on):
+        """From now on updates may wait, or not: weights and traces lie by source, or by unit."""
         cdef Model *m = &self.m
         self.kernels.settle(m)
-        if on != m.deferred:
-            m.deferred, m.counted, m.ahead = on, False, False
+        if on == m.deferred:
+            return
+        self._make_room(on)
+        m.deferred, m.counted, m.ahead, m.turned = on, False, False, False
+        self.constants["awake"][:] = self.arrays["h_past"][m.t % SLOTS] != 0
+        traces, by_source = self.arrays["traces"], self.arrays["by_source"]
+        if m.trace == TRACE_EXACT and len(traces) and on:
+            by_source[: m.n_sources, 1:] = traces[:, :, : m.n_sources].T
+        elif m.trace == TRACE_EXACT and not on:
+            traces[:, :, : m.n_sources] = by_source[: m.n_sources, 1:].T
+
+    cdef _make_room(self, bint deferred):
+        """Allocate where weights and traces are to lie."""
+        cdef Model *m = &self.m
+        r, P, dtype = m.rank if m.trace == TRACE_EXACT else 0, self.constants["unit"].size, self.network.dtype
+        if deferred and m.by_source == NULL:
+            self.arrays |= aligned({"by_source": (m.n_sources + LANES, 1 + r, P)}, dtype)
+            m.by_source = address(self.arrays["by_source"])
+        if not deferred and m.trace == TRACE_EXACT and not len(self.arrays["traces"]):
+            self.arrays |= aligned({"traces": (P, r, m.stride)}, dtype)
+            m.traces = address(self.arrays["traces"])
 
     cdef inline bint _held(self) noexcept nogil:
         return (not MPF_COUNTS_TELL or Py_REFCNT(self.w_rec) > 1 or Py_REFCNT(self.w_in) > 1
@@ -643,7 +673,7 @@ cdef class Engine:
 
     def forget_ahead(self):
         """Somebody has written into W by an address that the reference counts do not show."""
-        self.m.ahead = self.m.counted = False
+        self.m.ahead = self.m.counted = self.m.turned = False
 
     cdef inline void _tell_writes(self) noexcept nogil:
         if self.stamp[0] != self.seen or self._held():  # it may be by another thread, meanwhile
@@ -806,6 +836,11 @@ cdef class Engine:
     def sparse(self) -> bool:
         """Whether it keeps the connections that may exist alone, see sparse.pxi."""
         return self.m.sparse
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether the network's arrays do not show yet what has been learned."""
+        return self.m.unwritten
 
     @property
     def window(self) -> int:

@@ -97,6 +97,10 @@ cdef void filter_from_means(Model *m, real *coef) noexcept nogil:
 cdef void refresh_filter(Model *m, const real *w) noexcept nogil:
     """M, and all that follows from it, from W as it stands."""
     settle(m, <real *>m.coef)
-    sum_rows_by_type(m, w, m.n_rec, False)
-    means_from_sums(m, <real *>m.column_sums)
+    if m.deferred and m.turned:
+        sum_by_source(m, m.type_sums, 0, <const real *>m.by_source)
+        means_of_types(m)
+    else:
+        sum_rows_by_type(m, w)
+        means_from_sums(m, <real *>m.column_sums)
     filter_from_means(m, <real *>m.coef)

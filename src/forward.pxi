@@ -81,7 +81,7 @@ cdef void keep_h(Model *m, real *ring) noexcept nogil:
     cdef real *h = ring + slot(m, m.t) * m.n_blocks * ROWS
     cdef Py_ssize_t i
     to_places(m, h, <const real *>m.h)
-    for i in range(m.n_blocks * ROWS):
+    for i in range(0 if m.deferred else m.n_blocks * ROWS):
         m.awake[i] = m.awake[i] << 1 | (h[i] != 0)
 
 

@@ -92,9 +92,11 @@ cdef void reset_f64(Model *m) noexcept nogil:
 
 cdef void settle_f32(Model *m) noexcept nogil:
     settle(m, <float *>m.coef)
+    show(m, <const float *>m.by_source)
 
 cdef void settle_f64(Model *m) noexcept nogil:
     settle(m, <double *>m.coef)
+    show(m, <const double *>m.by_source)
 
 cdef void descend_f32(Model *m) noexcept nogil:
     end_chunk(m, True, <float *>m.grad)

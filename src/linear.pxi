@@ -4,7 +4,7 @@
 #
 # and what happens to one of them, a `Renewal`:
 #
-#     renew       W -= sum_a carry[a] R[a] + sum_j w[j] terms[j],     R[a] = sum_c K[a, c] R[c] + sum_j r_a[j] terms[j]
+#     renew       R[a] = sum_c K[a, c] R[c] + sum_j r_a[j] terms[j]
 #
 # `terms` are rows of presynaptic traces.  In `combine` the four units share them: each is loaded once for four.  The
 # traces of a block are rows too, (ROWS, r, Q).
@@ -144,19 +144,10 @@ ctypedef struct Renewal:
     void *r1               # and of the next
     void *whole0           # (Q,) what all rows together make of either, for a unit that was awake throughout; or NULL
     void *whole1
-    # of the weights, with up to two modulators
-    void *out              # row of W, or NULL
-    void *carry            # (r,) what the old traces count for
-    void *w                # (., ROWS) what the rows do
-    Py_ssize_t n           # columns of W
-    void *tail             # (LANES + Q,) out: LANES zeros, then the gradient of the columns that are not whole LANES
 
 
 cdef enum:
-    AT_ONCE = 4   # vectors of a row: twelve chains of additions
-
-cdef enum Onto:  # where the gradient goes
-    ONTO_NONE, ONTO_W, ONTO_TAIL
+    AT_ONCE = 4   # vectors of a row: eight chains of additions
 
 cdef double ZERO = 0  # of either type, read from the front
 
@@ -575,18 +566,17 @@ cdef void add(const Tile *tile, const real *_) noexcept nogil:
         add_vectors(<const f64v *>NULL, tile)
 
 
-cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1, const Renewal *it, Py_ssize_t q, Py_ssize_t count,
-                            Py_ssize_t n_mod, Py_ssize_t r, bint whole) noexcept nogil:
+cdef inline void renew_some(const vec *kind, vec *R0, vec *R1, const Renewal *it, Py_ssize_t q, Py_ssize_t count, Py_ssize_t n_mod, Py_ssize_t r,
+                            bint whole) noexcept nogil:
     """Vectors q .. q + count of `renew`: each is read and written once, however many terms there are."""
     cdef Py_ssize_t n_vectors = it.stride // (F32_LANES if vec is f32v else F64_LANES), j, n, i, c
     cdef const vec *row
     cdef const vec *old = <const vec *>it.old
     cdef vec s[AT_ONCE]
     cdef vec t[AT_ONCE]
-    cdef vec g[AT_ONCE]
-    cdef vec x, c0, c1, cw, zero = spread(kind, &ZERO, 0)
+    cdef vec x, c0, c1, zero = spread(kind, &ZERO, 0)
     for i in range(count):
-        s[i] = t[i] = g[i] = zero
+        s[i] = t[i] = zero
         if whole:
             s[i], t[i] = (<const vec *>it.whole0)[q + i], (<const vec *>it.whole1)[q + i]
         for c in range(r):
@@ -594,79 +584,46 @@ cdef inline void renew_some(const vec *kind, vec *w, Onto onto, vec *R0, vec *R1
             s[i] = madd(s[i], spread(kind, it.K, c), x)
             if n_mod == 2:
                 t[i] = madd(t[i], spread(kind, it.K, r + c), x)
-            if onto != ONTO_NONE:
-                g[i] = madd(g[i], spread(kind, it.carry, c), x)
-    for j in range(it.n_terms if onto != ONTO_NONE or not whole else 0):
+    for j in range(0 if whole else it.n_terms):
         n = it.used[j]
-        row = <const vec *>it.rows[n] + q
-        if n_mod and not whole:
-            c0 = spread(kind, it.r0, n * ROWS)
-        if n_mod == 2 and not whole:
+        row, c0 = <const vec *>it.rows[n] + q, spread(kind, it.r0, n * ROWS)
+        if n_mod == 2:
             c1 = spread(kind, it.r1, n * ROWS)
-        if onto != ONTO_NONE:
-            cw = spread(kind, it.w, n * ROWS)
         for i in range(count):
             x = row[i]
-            if n_mod and not whole:
-                s[i] = madd(s[i], c0, x)
-            if n_mod == 2 and not whole:
+            s[i] = madd(s[i], c0, x)
+            if n_mod == 2:
                 t[i] = madd(t[i], c1, x)
-            if onto != ONTO_NONE:
-                g[i] = madd(g[i], cw, x)
     for i in range(count):
-        if n_mod:
-            R0[q + i] = s[i]
+        R0[q + i] = s[i]
         if n_mod == 2:
             R1[q + i] = t[i]
-        if onto == ONTO_W:
-            w[q + i] -= g[i]
-        if onto == ONTO_TAIL:
-            w[i] = g[i]
 
 
-cdef inline void renew_by(const vec *kind, const Renewal *given, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, bint descend,
-                          Py_ssize_t n_mod, Py_ssize_t r, bint whole) noexcept nogil:
+cdef inline void renew_by(const vec *kind, const Renewal *given, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, Py_ssize_t n_mod, Py_ssize_t r,
+                          bint whole) noexcept nogil:
     cdef Renewal copy = given[0]  # that no store can touch
     cdef const Renewal *it = &copy
-    cdef Py_ssize_t of = per_line(kind), n_vectors = it.stride // LANES * of, n_w = it.n // LANES * of, q = begin * of, last = end * of
+    cdef Py_ssize_t of = per_line(kind), n_vectors = it.stride // LANES * of, q = begin * of, last = end * of
     cdef vec *R0 = <vec *>it.traces + a * n_vectors
     cdef vec *R1 = R0 + n_vectors
-    if descend:
-        while q + AT_ONCE <= min(last, n_w):
-            renew_some(kind, <vec *>it.out, ONTO_W, R0, R1, it, q, AT_ONCE, n_mod, r, whole)
-            q += AT_ONCE
-        while q < min(last, n_w):
-            renew_some(kind, <vec *>it.out, ONTO_W, R0, R1, it, q, 1, n_mod, r, whole)
-            q += 1
-        while q < last:
-            renew_some(kind, <vec *>it.tail + of + q - n_w, ONTO_TAIL, R0, R1, it, q, 1, n_mod, r, whole)
-            q += 1
-    else:
-        while q + AT_ONCE <= last:
-            renew_some(kind, NULL, ONTO_NONE, R0, R1, it, q, AT_ONCE, n_mod, r, whole)
-            q += AT_ONCE
-        while q < last:
-            renew_some(kind, NULL, ONTO_NONE, R0, R1, it, q, 1, n_mod, r, whole)
-            q += 1
+    while q + AT_ONCE <= last:
+        renew_some(kind, R0, R1, it, q, AT_ONCE, n_mod, r, whole)
+        q += AT_ONCE
+    while q < last:
+        renew_some(kind, R0, R1, it, q, 1, n_mod, r, whole)
+        q += 1
 
 
 cdef void renew_vectors(const vec *kind, const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a) noexcept nogil:
-    if it.out != NULL and it.whole0 != NULL:
-        renew_by(kind, it, begin, end, a, True, 2, 2, True)
-    elif it.whole0 != NULL:
-        renew_by(kind, it, begin, end, a, False, 2, it.rank, True)
-    elif it.out != NULL and it.rank == 2:
-        renew_by(kind, it, begin, end, a, True, 2, 2, False)
-    elif it.out != NULL and it.rank == 1:
-        renew_by(kind, it, begin, end, a, True, 1, 1, False)
-    elif it.out != NULL:
-        renew_by(kind, it, begin, end, a, True, 0, 0, False)
+    if it.whole0 != NULL:
+        renew_by(kind, it, begin, end, a, 2, it.rank, True)
     elif it.rank == 2:
-        renew_by(kind, it, begin, end, a, False, 2, 2, False)
+        renew_by(kind, it, begin, end, a, 2, 2, False)
     elif it.rank - a > 1:
-        renew_by(kind, it, begin, end, a, False, 2, it.rank, False)
+        renew_by(kind, it, begin, end, a, 2, it.rank, False)
     else:
-        renew_by(kind, it, begin, end, a, False, 1, it.rank, False)
+        renew_by(kind, it, begin, end, a, 1, it.rank, False)
 
 
 cdef void renew(const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, const real *_) noexcept nogil:

@@ -22,6 +22,7 @@ cdef enum:
     ROWS = 4    # units of a block
     TEAM = 8    # threads over the rows of one network, at most
     SLOTS = 33  # of the rings: step t is in slot t mod SLOTS
+    STRETCH_WRITTEN = 6  # lines of places that are written at once, so that what terms count for stays in the first cache
     STOCK_EVERY = 1 << 16  # updates after which the sums over types are taken from W anew: rounding adds up
 
 cdef enum Activation:
@@ -53,8 +54,9 @@ ctypedef struct Team:
 ctypedef struct Model:
     Team *team                # or NULL: alone
     Py_ssize_t n_in, n_rec, n_out, stride, rank, n_class, n_drive, n_blocks
+    Py_ssize_t n_sources      # that there are among the Q
     Py_ssize_t window, t      # steps since rest
-    Py_ssize_t n_groups       # of blocks that are brought up to date in turn: `window` online, else 1
+    Py_ssize_t n_groups       # of blocks, or of sources, that are brought up to date in turn: `window` online, else 1
     Activation activation
     Loss loss
     Trace trace
@@ -65,10 +67,11 @@ ctypedef struct Model:
     bint driven               # and what W_in x and b add to it
     bint may_defer            # online, without a constraint on single weights, and not more than two modulators: updates may be written later, see pending.pxi
     bint deferred             # they are
+    bint turned               # then `by_source` holds what the weights are, or the network's arrays do
     bint frozen               # and felt only at the end of a chunk of steps, when all are written
     bint counted              # the sums over types are those of W and of the traces; or `packed` is what the network holds
     bint sparse               # online with few connections: see sparse.pxi
-    bint unwritten            # `packed` has learned what the network's arrays do not show yet
+    bint unwritten            # `packed`, or `by_source`, has learned what the network's arrays do not show yet
     bint shared               # somebody holds these, or did at the last step: write at every step
     Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
     bint summed               # `class_sums` holds something
@@ -98,7 +101,7 @@ ctypedef struct Model:
     int *runs                 # (n_runs, 3) neighbours that are neighbours there: the first one, its place, how many
     Py_ssize_t n_runs
     int *block_type           # (n_blocks,) cell type, 0 where there are none
-    Py_ssize_t *since         # (n_groups,) step up to which the blocks i mod n_groups have their traces (and gradient)
+    Py_ssize_t *since         # (n_groups,) step up to which the blocks i mod n_groups have their traces (and gradient), or sources their weights
     void *dummy               # (Q,) weights of the missing units
     void **w_rows             # (P,) where the rows of W begin, and of `keep` (or NULL), by place
     void **keep_rows
@@ -147,14 +150,19 @@ ctypedef struct Model:
     void *past_drive          # (S, D, r)
 
     # updates that are felt and not yet written
-    void *pending             # (S, P) ring: what each eps is to be multiplied with
-    void *carried             # (n_groups, r) and the traces
-    void *eps_placed          # (S, P) ring of eps by place, its diagonal
-    void *class_past          # (S, C, Q) ring of `class_rows`: then these are scratch
-    void *row_sums            # (S, C) scratch
+    void *by_source           # (n_sources and up to 3, 1 + r or 1, P) of each source: weights, traces of `exact`, by place; or NULL
+    void *eps_owed            # (S, Q) ring of eps, 0 for sources that have had it
+    void *onto_h              # (S, D) ring: what each h counts for, in the sum over errors since
+    void *carried             # (n_groups, r) what the traces count for
+    void *eps_placed          # (S, P) ring of eps by place, 0 for those that have had it
+    void *front               # (P,) L h eps of the step at which each source was written, by its own place
     void *own                 # (P,) diagonal of what waits
-    void *placed              # (P,) the same
-    void *eps_dots            # scratch: products of each eps with s_t
+    void *placed              # (P,) products with s_t
+    void *eps_dots            # (2, S + ROWS) scratch: products of each eps with s_t
+    int *heard                # (n_sources and up to 3,) scratch: sources that are not silent,
+    void *heard_count         # (the same, 1 + r) what they and their traces count for
+    Py_ssize_t n_heard, heard_rank
+    void *counts              # (threads, 3 S STRETCH_WRITTEN LANES) scratch of `prepare`
     int *type_ends            # (r,) places before which those of a type end, where there are types
     double *type_sums         # (r, r) [post, pre] sums of W over types
     double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces
@@ -179,7 +187,7 @@ ctypedef struct Model:
     void *error               # (n_out,) dE/dy
     void *signal              # (N,) L = dE/dz
     void *class_rows          # (C, Q) sum_a m[a] traces[c, a, :]
-    void *class_sums          # (C, Q) their sum over the steps since the gradient was last complete
+    void *class_sums          # (C, Q) their sum over the steps since the gradient was last complete, or since each source was written
     void *power_K             # (S, r, r) K_t .. K_{t-n+1}: what n steps make of a trace
     void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
     void *awake_sums          # (r types, r, Q) see `sum_awake`; NULL where h is not 0 or 1, or units have no types

@@ -1,24 +1,24 @@
-# Online updates that are felt at once and written later.
+# Online updates that are felt at once and written later, and weights by source.
 #
 # What a step needs of the updates before it is their product with its input s_t = [z_{t-1} | x_t | 1], and for that
-# no weight has to be written.  Of a unit p whose weights and traces are those of step t0, with j the steps since,
+# no weight has to be written.  Of a source q whose weights and traces are those of step t0, with j the steps since,
 #
-#     W[p] now  =  W[p]  -  c R[p]  -  sum_j A_j[p] eps_j          A_j[p] = L_j h_j[p] + (lam_j d) h_j[p]
+#     W[:, q] now  =  W[:, q]  -  c R[:, q]  -  sum_j A_j eps_j[q]          A_j = L_j h_j + (lam_j d) h_j
 #
-# where c (r numbers for all units of a group) and A (one number a step) sum what carry_back gives for each error.
+# where c (r numbers for all sources of a group) and lam d (a number for each type) sum what carry_back gives for each
+# error; of step t0 itself the local part L h is in W, while R, which has come to eps_{t0-1}, leaves the other to come.
 # So a step reads W and R once, adds a few products of vectors, and writes nothing of that size; every step brings
-# one group up to date, in turn, by one update of rank `window`.
+# one group of sources up to date, in turn, by one update of rank `window`.
 #
-# It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.  For
-# `exact` it saves most; e-prop and the `mean` factor by types, which have no R, gain from some size on (DEFER_FROM,
-# core.pyx).  The rows of the latter, (C, Q) numbers a step, wait in a ring of their own, and count for a group through
-# their sum over the steps that it lags behind.  The type means of W follow from sums over types of R, h and eps, without a
-# look at W.
+# `by_source` holds what each source sends: its weights, then its traces, by place.  A source that is silent, a relu
+# unit at rest, is not read: in many networks that is half of all.  The network's own arrays, (N, N) by unit, get the
+# weights when somebody asks for them (`settle`), and give them when somebody may have written there (`bring_in`).
+#
+# It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.
+# The rows of the `mean` factor by types wait as their sum over the steps that a source lags behind.  The type
+# means of W follow from sums over types of R, h and eps, without a look at W.
 #
 # In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.
-#
-# A step reads W and R unit by unit, three streams of rows, which reaches the caches' bandwidth where rows in step of four
-# do not (measured: 1.7 against 2.0 us at N = 128, 136 against 173 at 1024, 1270 against 1940 at 2048).
 
 
 cdef extern from "threads.h":
@@ -27,75 +27,226 @@ cdef extern from "threads.h":
 
 
 cdef enum:
-    ROW_BY_ROW = 16  # units from which rows of W alone are read one at a time: at 1024 1 %, at 2048 12 % quicker
+    TOGETHER = 4  # sources that are read, or written, at once
+
+# What waits, of each age: rows by place.
+ctypedef struct Waiting:
+    Py_ssize_t n_ages
+    const void *local[SLOTS]   # L h
+    const void *h[SLOTS]
+    const void *onto[SLOTS]    # lam d, (D,): what counts for each h
+    const void *eps[SLOTS]
+    const void *dots           # (n_ages,) products of each eps with s_t, over the sources to which it has not been added
+    const void *added          # (n_ages,) and over those of them that have its local part
+    const void *front          # (P,) eps L h of the steps that these come from
+
+# An update of some sources.
+ctypedef struct Writing:
+    void *rows                 # (n_sources, 1 + rank, width)
+    Py_ssize_t width           # P
+    const void *carry          # (rank,) what the traces count for
+    const void *K              # (rank, rank) what becomes of them
+    Py_ssize_t n_terms, n_traced, n_classes, type
+    const void *terms[SLOTS + 2]  # (Q,) rows: the first n_traced count for the traces, too
+    const void *local[SLOTS + 2]  # (P,) what they count for, or NULL: nothing
+    const void *h[SLOTS]          # of those, (P,) rows; what counts for them
+    const void *onto[SLOTS]       # in the weights, (D,), or NULL: nothing
+    const void *drives[SLOTS]     # and in the traces, (rank, D)
+    void *coef                 # scratch, see `prepare`
 
 
-cdef inline void foresee_body(vec *s, const Tile *tile, Py_ssize_t i, const void *edge, Py_ssize_t rank) noexcept nogil:
-    """s[k] += lanes of (out[i] - carry R[i]) . z, of lines of 64 bytes the even and the odd ones apart: two chains of additions."""
-    cdef Py_ssize_t of = LANES // F32_LANES, L = 16 if vec is f32v else 8, n_lines = tile.n // L, n_all = tile.stride // L, k, q = 0, line
-    cdef const vec *z = <const vec *>tile.z
-    cdef const vec *w = <const vec *>tile.out[i]
-    cdef const vec *R0 = <const vec *>tile.traces + i * rank * n_all * of
-    cdef const vec *R1 = R0 + n_all * of
-    cdef vec g, c0 = spread(s, &ZERO, 0), c1 = c0
-    for k in range(2 * of):
-        s[k] = c0
-    if rank:
-        c0 = -spread(s, tile.carry, 0)
-    if rank == 2:
-        c1 = -spread(s, tile.carry, 1)
-    for line in range(n_lines // 2):
-        for k in range(2 * of):
-            g = w[q]
-            if rank:
-                g = madd(g, c0, R0[q])
-            if rank == 2:
-                g = madd(g, c1, R1[q])
-            s[k] = madd(s[k], g, z[q])
-            q += 1
-    for line in range(n_lines % 2):
-        for k in range(of):
-            g = w[q]
-            if rank:
-                g = madd(g, c0, R0[q])
-            if rank == 2:
-                g = madd(g, c1, R1[q])
-            s[k] = madd(s[k], g, z[q])
-            q += 1
-    for line in range(n_lines, n_all if rank else n_lines):
-        for k in range(of):
-            g = c0 * R0[q]
-            if rank == 2:
-                g = madd(g, c1, R1[q])
-            s[k] = madd(s[k], g, z[q])
-            q += 1
-    if tile.n % L:
-        w = <const vec *>(<const char *>w + (tile.n - L) * (64 // L))
-        for k in range(of):
-            s[k] = madd(s[k], w[k], (<const vec *>edge)[k])
-    for k in range(of):
-        s[k] += s[of + k]
+cdef inline Py_ssize_t first_source(const Model *m, Py_ssize_t group) noexcept nogil:
+    return (m.n_sources + TOGETHER - 1) // TOGETHER * group // m.n_groups * TOGETHER
 
 
-cdef inline void foresee_vectors(vec *s, const Tile *tile, Py_ssize_t i, const void *edge) noexcept nogil:
-    if tile.rank == 0:
-        foresee_body(s, tile, i, edge, 0)
-    elif tile.rank == 1:
-        foresee_body(s, tile, i, edge, 1)
+cdef inline Py_ssize_t end_of_type(const Model *m, Py_ssize_t a) noexcept nogil:
+    return m.type_ends[a] if m.type != NULL else m.n_blocks * ROWS
+
+
+cdef inline Py_ssize_t n_of_types(const Model *m) noexcept nogil:
+    return m.rank if m.type != NULL else 1
+
+
+# ---------------------------------------------------------------- between the network's arrays and these
+
+cdef void turn_weights(Model *m, real *w, Py_ssize_t apart, bint placed) noexcept nogil:
+    """w[q, p] = [W | W_in | b][p, q], rows `apart`: by unit, or by place."""
+    cdef Py_ssize_t p, q, at, n = m.n_rec, first = 0, last
+    cdef const real *row
+    while first < n:  # a line's worth at a time
+        last = min(first + LANES, n)
+        for p in range(n):
+            row, at = <const real *>m.w_rec + p * n, m.place[p] if placed else p
+            for q in range(first, last):
+                w[q * apart + at] = row[q]
+        first = last
+    for p in range(n):
+        at = m.place[p] if placed else p
+        for q in range(m.n_in):
+            w[(n + q) * apart + at] = (<const real *>m.w_in)[p * m.n_in + q]
+        if m.b_rec != NULL:
+            w[(n + m.n_in) * apart + at] = (<const real *>m.b_rec)[p]
+
+
+cdef void turn_back(Model *m, const real *w, Py_ssize_t apart) noexcept nogil:
+    """The network's weights from those by source and place."""
+    cdef Py_ssize_t p, q, at, n = m.n_rec, first = 0, last
+    cdef real *row
+    while first < n:
+        last = min(first + LANES, n)
+        for p in range(n):
+            row, at = <real *>m.w_rec + p * n, m.place[p]
+            for q in range(first, last):
+                row[q] = w[q * apart + at]
+        first = last
+    for p in range(n):
+        for q in range(m.n_in):
+            (<real *>m.w_in)[p * m.n_in + q] = w[(n + q) * apart + m.place[p]]
+        if m.b_rec != NULL:
+            (<real *>m.b_rec)[p] = w[(n + m.n_in) * apart + m.place[p]]
+
+
+cdef inline Py_ssize_t between_sources(const Model *m) noexcept nogil:
+    return (1 + (m.rank if m.trace == TRACE_EXACT else 0)) * m.n_blocks * ROWS
+
+
+cdef void bring_in(Model *m, real *by_source) noexcept nogil:
+    """The weights as the network has them; nothing waits."""
+    turn_weights(m, by_source, between_sources(m), True)
+    m.turned = True
+
+
+cdef void show(Model *m, const real *by_source) noexcept nogil:
+    """The network's arrays get what has been written since they were shown last."""
+    if m.deferred and m.unwritten:
+        turn_back(m, by_source, between_sources(m))
+        m.unwritten = False
+
+
+# ---------------------------------------------------------------- what a step reads
+
+cdef void list_sources(Model *m, const real *s, real *count) noexcept nogil:
+    """Which sources are not silent, and what they and their traces count for: s, -s c."""
+    cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT and m.t < m.owed_until else 0, group, q, a, n = 0
+    cdef const real *c
+    cdef real x
+    for group in range(m.n_groups):
+        c = <const real *>m.carried + group * rank
+        for q in range(first_source(m, group), min(first_source(m, group + 1), m.n_sources)):
+            x = s[q]
+            m.heard[n], count[0] = <int>q, x
+            for a in range(rank):
+                count[1 + a] = -x * c[a]
+            n += x != 0  # half of the time, as in a relu network: not for a branch
+            count += (1 + rank) * (x != 0)
+    m.n_heard, m.heard_rank = n, rank
+    for q in range(n, n + TOGETHER - 1 if n else 0):  # the last ones again, for nothing
+        m.heard[q] = m.heard[n - 1]
+        for a in range(1 + rank):
+            count[a] = 0
+        count += 1 + rank
+
+
+cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:
+    cdef Py_ssize_t V = m.n_blocks * ROWS // (F32_LANES if vec is f32v else F64_LANES), apart = V
+    cdef Py_ssize_t n = 0, i, v, n_heard = m.n_heard
+    cdef const vec *rows = <const vec *>m.by_source
+    cdef const vec *a
+    cdef const vec *b
+    cdef const vec *c
+    cdef const vec *d
+    cdef vec k[3 * TOGETHER]
+    cdef vec s, t
+    if m.trace == TRACE_EXACT:
+        apart *= 1 + m.rank
+    for v in range(first, last):
+        out[v] = spread(out, &ZERO, 0)
+    while n < n_heard:
+        a, b, c, d = rows + m.heard[n] * apart, rows + m.heard[n + 1] * apart, rows + m.heard[n + 2] * apart, rows + m.heard[n + 3] * apart
+        for i in range((1 + rank) * TOGETHER):
+            k[i] = spread(out, m.heard_count, n * (1 + rank) + i)
+        for v in range(first, last):
+            s = madd(out[v], k[0], a[v])
+            t = k[1 + rank] * b[v]
+            s = madd(s, k[2 * (1 + rank)], c[v])
+            t = madd(t, k[3 * (1 + rank)], d[v])
+            for i in range(1, 1 + rank):
+                s = madd(s, k[i], a[i * V + v])
+                t = madd(t, k[1 + rank + i], b[i * V + v])
+                s = madd(s, k[2 * (1 + rank) + i], c[i * V + v])
+                t = madd(t, k[3 * (1 + rank) + i], d[i * V + v])
+            out[v] = s + t
+        n += TOGETHER
+
+
+cdef void hear_vectors(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t of = per_line(out)
+    if m.heard_rank == 0:
+        hear_by(out, m, first * of, last * of, 0)
+    elif m.heard_rank == 1:
+        hear_by(out, m, first * of, last * of, 1)
     else:
-        foresee_body(s, tile, i, edge, 2)
+        hear_by(out, m, first * of, last * of, 2)
 
 
-cdef real foresee(const Tile *tile, Py_ssize_t i, const real *edge) noexcept nogil:
-    """Row i of W . z - carry R[i] . z; `edge`: the last line of z, see `line_up`."""
-    cdef f32v s_f32[2 * LANES]
-    cdef f64v s_f64[2 * LANES]
+cdef void hear(Model *m, Py_ssize_t first, Py_ssize_t last, real *placed) noexcept nogil:
+    """The products of W and the traces with s_t, for some lines of places."""
     if real is float:
-        foresee_vectors(&s_f32[0], tile, i, edge)
-        return fold(<real *>&s_f32[0])
+        hear_vectors(<f32v *>placed, m, first, last)
     else:
-        foresee_vectors(&s_f64[0], tile, i, edge)
-        return fold(<real *>&s_f64[0])
+        hear_vectors(<f64v *>placed, m, first, last)
+
+
+cdef inline void feel_by(vec *placed, vec *own, const Waiting *it, Py_ssize_t type, Py_ssize_t first, Py_ssize_t last, bint traced, bint each,
+                         bint owned) noexcept nogil:
+    """placed -= sum_n dots[n] A[n] - added[n] local[n], and with `owned` own = sum_n A[n] eps[n] - front; A = local + onto h."""
+    cdef Py_ssize_t of = per_line(placed), v = first, n, k
+    cdef vec s[LANES]
+    cdef vec t[LANES]
+    cdef vec dot, add, onto, x, local
+    while v < last:
+        for k in range(of):
+            s[k] = placed[v + k]
+            if owned:
+                t[k] = -(<const vec *>it.front)[v + k]
+        for n in range(it.n_ages):
+            dot = -spread(placed, it.dots, n)
+            if traced:
+                add = spread(placed, it.added, n)
+                if not each:
+                    onto = spread(placed, it.onto[n], type)
+            for k in range(of):
+                x = local = (<const vec *>it.local[n])[v + k]
+                if traced:
+                    s[k] = madd(s[k], add, local)
+                    if each:
+                        onto = (<const vec *>it.onto[n])[v + k]
+                    x = madd(local, onto, (<const vec *>it.h[n])[v + k])
+                s[k] = madd(s[k], dot, x)
+                if owned:
+                    t[k] = madd(t[k], x, (<const vec *>it.eps[n])[v + k])
+        for k in range(of):
+            placed[v + k] = s[k]
+            if owned:
+                own[v + k] = t[k]
+        v += of
+
+
+cdef void feel_vectors(vec *placed, vec *own, const Model *m, const Waiting *it, bint owned) noexcept nogil:
+    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, a, first = 0, last
+    for a in range(n_of_types(m)):
+        last = end_of_type(m, a) // lanes
+        if m.trace != TRACE_EXACT:
+            feel_by(placed, own, it, a, first, last, False, False, False)
+        elif m.type == NULL and owned:
+            feel_by(placed, own, it, a, first, last, True, True, True)
+        elif m.type == NULL:
+            feel_by(placed, own, it, a, first, last, True, True, False)
+        elif owned:
+            feel_by(placed, own, it, a, first, last, True, False, True)
+        else:
+            feel_by(placed, own, it, a, first, last, True, False, False)
+        first = last
 
 
 cdef void dot_terms(Model *m, real *out, void **rows, Py_ssize_t n_rows) noexcept nogil:
@@ -107,118 +258,72 @@ cdef void dot_terms(Model *m, real *out, void **rows, Py_ssize_t n_rows) noexcep
         j += ROWS
 
 
-cdef void foresee_blocks(Model *m, Py_ssize_t first, Py_ssize_t last, real *placed) noexcept nogil:
-    """The products of W and the traces of these blocks with s_t."""
-    cdef Py_ssize_t r = m.rank if m.trace == TRACE_EXACT else 0, block, group = first % m.n_groups, i
-    cdef bint pending = m.t < m.owed_until
-    cdef Tile tile = open_tile(m, 0, NULL)
-    tile.n, tile.z = m.n_rec, m.pre
-    for block in range(first, last):
-        tile.out = m.w_rows + block * ROWS
-        tile.rank = r if pending and 0 < m.since[group] < m.t else 0  # of now: nothing waits
-        tile.carry = <real *>m.carried + group * r
-        group = group + 1 if group + 1 < m.n_groups else 0
-        tile.traces = <real *>m.traces + block * ROWS * r * m.stride
-        if tile.rank == 0 and m.n_rec < ROW_BY_ROW:
-            dot_rows(placed + block * ROWS, <real *>tile.out[0], <real *>tile.out[1], <real *>tile.out[2], <real *>tile.out[3],
-                     <real *>m.pre, <real *>m.edge, m.n_rec)
-        else:
-            for i in range(ROWS):
-                placed[block * ROWS + i] = foresee(&tile, i, <real *>m.edge)
+cdef void dot_added(Model *m, real *out, Py_ssize_t n_ages) noexcept nogil:
+    """out[n] = eps of n steps ago . s_t, over the sources that were written at that step."""
+    cdef Py_ssize_t group, n, q
+    cdef const real *s = <const real *>m.pre
+    cdef const real *eps
+    cdef real a, b, c, d
+    memset(out, 0, n_ages * sizeof(real))
+    for group in range(m.n_groups):
+        n = m.t - m.since[group]
+        if n >= n_ages:
+            continue
+        eps, a, b, c, d = <const real *>m.eps_owed + slot(m, m.t - n) * m.stride, 0, 0, 0, 0
+        q = first_source(m, group)
+        while q < first_source(m, group + 1):
+            a, b, c, d = a + eps[q] * s[q], b + eps[q + 1] * s[q + 1], c + eps[q + 2] * s[q + 2], d + eps[q + 3] * s[q + 3]
+            q += TOGETHER
+        out[n] += (a + b) + (c + d)
 
 
-cdef void recall_rows(Model *m, real *placed) noexcept nogil:
-    """What the rows of the `mean` factor, of the steps that a group lags behind, take from the products with s_t."""
-    cdef Py_ssize_t C = m.n_class, n, c, i, block, group = 0, n_rows = 0
+cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
+    """What the last steps' errors take from the products with s_t."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, n, s, n_ages = min(m.window, m.t) + 1, a, i, first = 0
     cdef real *dots = <real *>m.eps_dots
-    cdef real *sums = <real *>m.row_sums  # (S, C): of the last n steps
-    cdef const real *factor = <real *>m.factor
-    cdef real sum
-    for n in range(min(m.window, m.t)):
-        for c in range(C if m.erred[slot(m, m.t - n)] else 0):
-            m.terms[n_rows] = <real *>m.class_past + (slot(m, m.t - n) * C + c) * m.stride
-            n_rows += 1
-    dot_terms(m, dots, m.terms, n_rows)
-    n_rows = 0
-    memset(sums, 0, C * sizeof(real))
-    for n in range(min(m.window, m.t)):
-        for c in range(C):
-            sums[(n + 1) * C + c] = sums[n * C + c]
-            if m.erred[slot(m, m.t - n)]:
-                sums[(n + 1) * C + c] += dots[n_rows]
-                n_rows += 1
-    for block in range(m.n_blocks):
-        sum = sums[(m.t - m.since[group]) * C + m.block_type[block]]
-        group = group + 1 if group + 1 < m.n_groups else 0
-        for i in range(block * ROWS, block * ROWS + ROWS):
-            placed[i] -= factor[i] * sum
-
-
-cdef inline void feel_vectors(vec *placed, vec *own, const void **a, const void **e, const void *dots, Py_ssize_t n_ages, Py_ssize_t n_vectors,
-                              bint owned) noexcept nogil:
-    """placed -= sum_n dots[n] a[n], and with `owned` own = sum_n a[n] e[n]."""
-    cdef Py_ssize_t q, n
-    cdef vec s, t, x
-    for q in range(n_vectors):
-        s = placed[q]
-        t = spread(placed, &ZERO, 0)
-        for n in range(n_ages):
-            x = (<const vec *>a[n])[q]
-            s = madd(s, -spread(placed, dots, n), x)
-            if owned:
-                t = madd(t, x, (<const vec *>e[n])[q])
-        placed[q] = s
-        if owned:
-            own[q] = t
-
-
-cdef void feel(Model *m, real *placed, real *own, const real *dots, Py_ssize_t n_ages, bint owned) noexcept nogil:
-    """What the last steps' errors, each eps through its own numbers, take from the products with s_t."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, L = 16 if real is float else 8, n, i, done = P // L * L
-    cdef const void *a[SLOTS]
-    cdef const void *e[SLOTS]
-    cdef real x
+    cdef real *added = dots + SLOTS + ROWS
+    cdef Waiting it
     for n in range(n_ages):
-        a[n] = <const void *>(<real *>m.pending + slot(m, m.t - n) * P)
-        e[n] = <const void *>(<real *>m.eps_placed + slot(m, m.t - n) * P)
-    if real is float and owned:
-        feel_vectors(<f32v *>placed, <f32v *>own, a, e, dots, n_ages, done // F32_LANES, True)
-    elif real is float:
-        feel_vectors(<f32v *>placed, <f32v *>own, a, e, dots, n_ages, done // F32_LANES, False)
-    elif owned:
-        feel_vectors(<f64v *>placed, <f64v *>own, a, e, dots, n_ages, done // F64_LANES, True)
+        s = slot(m, m.t - n)
+        m.terms[n] = <real *>m.eps_owed + s * m.stride
+        it.local[n], it.h[n], it.eps[n] = <real *>m.local + s * P, <real *>m.h_past + s * P, <real *>m.eps_placed + s * P
+        it.onto[n] = <real *>m.onto_h + s * m.n_drive
+    dot_terms(m, dots, m.terms, n_ages)
+    if m.trace == TRACE_EXACT:
+        dot_added(m, added, n_ages)
+    it.n_ages, it.dots, it.added, it.front = n_ages, dots, added, m.front
+    if real is float:
+        feel_vectors(<f32v *>placed, <f32v *>own, m, &it, m.trace == TRACE_EXACT and not m.autapses)
     else:
-        feel_vectors(<f64v *>placed, <f64v *>own, a, e, dots, n_ages, done // F64_LANES, False)
-    for i in range(done, P):
-        if owned:
-            own[i] = 0
-        for n in range(n_ages):
-            x = (<const real *>a[n])[i]
-            placed[i] -= dots[n] * x
-            if owned:
-                own[i] += x * (<const real *>e[n])[i]
+        feel_vectors(<f64v *>placed, <f64v *>own, m, &it, m.trace == TRACE_EXACT and not m.autapses)
+    if m.trace != TRACE_MEAN:
+        return
+    for a in range(m.n_class):
+        m.terms[a] = <real *>m.class_sums + a * m.stride
+    dot_terms(m, dots, m.terms, m.n_class)
+    for a in range(m.n_class):
+        for i in range(first, m.type_ends[a]):
+            placed[i] -= dots[a] * (<const real *>m.factor)[i]
+        first = m.type_ends[a]
 
 
 cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
-    """current = (W with all that is pending) s_t, for the step to come: m.t is still that of the last."""
-    cdef Py_ssize_t Q = m.stride, n, p, n_ages = min(m.window, m.t) + 1
-    cdef bint owned = m.trace == TRACE_EXACT and not m.autapses  # else `own` is kept up step by step
-    cdef real *own = <real *>m.own
+    """current = ([W | W_in | b] with all that waits) s_t, for the step to come: m.t is still that of the last."""
+    cdef Py_ssize_t p
+    cdef const real *own = <const real *>m.own
     cdef const real *z = <const real *>m.pre
-    line_up(<real *>m.edge, z, m.n_rec)
+    if not m.turned:
+        bring_in(m, <real *>m.by_source)
+    list_sources(m, z, <real *>m.heard_count)
     share_out(m, False, 0, placed)
     if m.t < m.owed_until:
-        for n in range(n_ages):
-            m.terms[n] = <real *>m.eps + slot(m, m.t - n) * Q
-        dot_terms(m, <real *>m.eps_dots, m.terms, n_ages)
-        feel(m, placed, own, <real *>m.eps_dots, n_ages, owned)
-        if m.trace == TRACE_MEAN:
-            recall_rows(m, placed)
+        feel(m, placed, <real *>m.own)
     from_places(m, <real *>m.current, placed)
     if m.t < m.owed_until and not m.autapses:
         from_places(m, <real *>m.input, own)
         for p in range(m.n_rec):
             (<real *>m.current)[p] += (<real *>m.input)[p] * z[p]
+    m.driven = True
 
 
 # ---------------------------------------------------------------- after a step
@@ -229,21 +334,23 @@ cdef void place_eps(Model *m, real *placed) noexcept nogil:
 
 
 cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept nogil:
-    """What this step's error says of the weights is added to what is pending; `n_steps`: the most that a group
+    """What this step's error says of the weights is added to what waits; `n_steps`: the most that a group
     lags behind, `carry`: of `carry_back`."""
     cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, s = slot(m, m.t), n, i, a, group
-    cdef real *A = <real *>m.pending + s * P
-    cdef const real *onto
-    cdef const real *h
+    cdef real *local = <real *>m.local + s * P
+    cdef real *onto
     cdef real *carried
     place_eps(m, <real *>m.eps_placed + s * P)
+    memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
+    if m.trace == TRACE_EXACT:
+        memset(<real *>m.onto_h + s * m.n_drive, 0, m.n_drive * sizeof(real))
     if not learn:
+        memset(local, 0, P * sizeof(real))
         return
-    m.owed_until = m.t + m.n_groups
-    memcpy(A, <real *>m.local + s * P, P * sizeof(real))
+    m.owed_until, m.unwritten = m.t + m.n_groups, True
     if m.trace != TRACE_EXACT:
         for i in range(P):
-            (<real *>m.own)[i] += A[i] * (<real *>m.eps_placed)[s * P + i]
+            (<real *>m.own)[i] += local[i] * (<real *>m.eps_placed)[s * P + i]
         return
     for group in range(m.n_groups):
         carried = <real *>m.carried + group * r
@@ -251,83 +358,229 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept 
         for a in range(r):
             carried[a] += carry[n * r + a]
     for n in range(1, n_steps + 1):
-        A, h = <real *>m.pending + slot(m, m.t - n) * P, <real *>m.h_past + slot(m, m.t - n) * P
-        onto = <real *>m.back_drive + n * m.n_drive
-        for i in range(m.n_blocks):
-            add_four(A + i * ROWS, h + i * ROWS, onto + (i * ROWS if m.type == NULL else m.block_type[i]), m.type == NULL)
+        onto = <real *>m.onto_h + slot(m, m.t - n) * m.n_drive
+        for i in range(m.n_drive):
+            onto[i] += (<const real *>m.back_drive)[n * m.n_drive + i]
 
 
-cdef void write_blocks(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *tail) noexcept nogil:
-    """Bring the weights and the traces of those blocks of a group up to date that are among these."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n_steps = m.t - m.since[group], i, n
-    cdef Py_ssize_t block = first + (group - first % m.n_groups + m.n_groups) % m.n_groups
-    cdef bint owed = m.t - n_steps < m.owed_until, held = m.since[group] > 0
-    cdef const int *unit
-    cdef Tile tile = open_tile(m, 0, NULL)
-    tile.n, tile.tail = m.n_rec, tail
-    while block < last:
-        renew_block(m, block, n_steps, held, owed, <real *>m.carried + group * m.rank, tail)
-        if owed:
-            tile.out = m.w_rows + block * ROWS
-            unit = m.unit + block * ROWS
-            for i in range(ROWS):
-                if unit[i] < 0:
-                    memset(tail + i * (LANES + Q) + LANES, 0, Q * sizeof(real))
-            descend_rest(m, &tile, unit, <real *>NULL)
-        if m.trace != TRACE_EXACT:
-            memset(<real *>m.own + block * ROWS, 0, ROWS * sizeof(real))
-        for n in range(1, n_steps + 1):
-            memset(<real *>m.h_past + slot(m, m.t - n) * P + block * ROWS, 0, ROWS * sizeof(real))
-        block += m.n_groups
+cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint each) noexcept nogil:
+    """What traced terms count for at some places, (n_traced, 1 + rank, size): in the weights, and in the traces."""
+    cdef Py_ssize_t D = it.n_classes, n, a, k
+    cdef const vec *h
+    cdef vec d
+    for n in range(it.n_traced):
+        h = <const vec *>it.h[n] + v
+        if owed and it.onto[n] == NULL:
+            memcpy(out, <const vec *>it.local[n] + v, size * sizeof(vec))
+        elif owed:
+            d = spread(kind, it.onto[n], it.type)
+            for k in range(size):
+                if each:
+                    d = (<const vec *>it.onto[n])[v + k]
+                out[k] = d * h[k] if it.local[n] == NULL else madd((<const vec *>it.local[n])[v + k], d, h[k])
+        for a in range(rank):
+            out += size
+            d = spread(kind, it.drives[n], a * D + it.type)
+            for k in range(size):
+                if each:
+                    d = (<const vec *>it.drives[n])[a * (it.width // (F32_LANES if vec is f32v else F64_LANES)) + v + k]
+                out[k] = d * h[k]
+        out += size
 
 
-cdef void sum_rows(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
-    """The rows of the `mean` factor, (C, Q), summed over the last steps."""
-    cdef Py_ssize_t n, size = m.n_class * m.stride
-    memset(sums, 0, size * sizeof(real))
-    for n in range(n_steps):
-        if m.erred[slot(m, m.t - n)]:
-            axpy(sums, <real>1, <real *>m.class_past + slot(m, m.t - n) * size, size)
+cdef inline void write_some(vec *row, const Writing *it, const vec *coef, const vec *eps, Py_ssize_t v, Py_ssize_t size, Py_ssize_t wide,
+                            Py_ssize_t rank, bint owed) noexcept nogil:
+    """So many vectors of TOGETHER sources: each is read and written once, however many terms there are."""
+    cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * V, n, i, k, at = 0
+    cdef vec w[2 * TOGETHER]
+    cdef vec R0[2 * TOGETHER]
+    cdef vec R1[2 * TOGETHER]
+    cdef vec a, b, c, e
+    for i in range(TOGETHER):
+        for k in range(wide):
+            if owed:
+                w[2 * i + k] = row[i * apart + k]
+            if rank:
+                a = row[i * apart + V + k]
+                R0[2 * i + k] = spread(row, it.K, 0) * a
+                if owed:
+                    w[2 * i + k] = madd(w[2 * i + k], -spread(row, it.carry, 0), a)
+            if rank == 2:
+                b = row[i * apart + 2 * V + k]
+                R0[2 * i + k] = madd(R0[2 * i + k], spread(row, it.K, 1), b)
+                R1[2 * i + k] = madd(spread(row, it.K, 2) * a, spread(row, it.K, 3), b)
+                if owed:
+                    w[2 * i + k] = madd(w[2 * i + k], -spread(row, it.carry, 1), b)
+    for n in range(it.n_traced if rank else 0):
+        for k in range(wide):
+            if owed:
+                a = -coef[k]
+            b = coef[size + k]
+            if rank == 2:
+                c = coef[2 * size + k]
+            for i in range(TOGETHER):
+                e = spread(row, eps, at + i)
+                if owed:
+                    w[2 * i + k] = madd(w[2 * i + k], a, e)
+                R0[2 * i + k] = madd(R0[2 * i + k], b, e)
+                if rank == 2:
+                    R1[2 * i + k] = madd(R1[2 * i + k], c, e)
+        coef += (1 + rank) * size
+        at += TOGETHER
+    for n in range(it.n_traced if rank else 0, it.n_terms if owed else 0):
+        for k in range(wide):
+            a = -(<const vec *>it.local[n])[v + k]
+            for i in range(TOGETHER):
+                w[2 * i + k] = madd(w[2 * i + k], a, spread(row, eps, at + i))
+        at += TOGETHER
+    for i in range(TOGETHER):
+        for k in range(wide):
+            if owed:
+                row[i * apart + k] = w[2 * i + k]
+            if rank:
+                row[i * apart + V + k] = R0[2 * i + k]
+            if rank == 2:
+                row[i * apart + 2 * V + k] = R1[2 * i + k]
 
 
-cdef void write_group(Model *m, Py_ssize_t group, const real *_) noexcept nogil:
-    """Bring the weights and the traces of one group of blocks up to date."""
+cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+                          bint owed, bint each) noexcept nogil:
+    """By stretches of places: what terms count for there stays in the first cache."""
+    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, size = sizeof(vec) // lanes
+    cdef Py_ssize_t wide = 1 if rank else 2, stop, at, q, n  # eight chains of additions, twelve with two traces
+    cdef vec *coef = <vec *>it.coef
+    cdef vec eps[(SLOTS + 2) * TOGETHER]
+    cdef vec *rows
+    while v < end:
+        stop, q = min(v + STRETCH_WRITTEN * per_line(kind), end), first
+        if rank:
+            prepare(kind, coef, it, v, stop - v, rank, owed, each)
+        while q < last:
+            rows, at = <vec *>it.rows + q * (1 + rank) * V, v
+            for n in range(it.n_terms):
+                memcpy(<char *>&eps[0] + n * TOGETHER * size, <const char *>it.terms[n] + q * size, TOGETHER * size)
+            while at + wide <= stop:
+                write_some(rows + at, it, coef + at - v, eps, at, stop - v, wide, rank, owed)
+                at += wide
+            if wide == 2 and at < stop:
+                write_some(rows + at, it, coef + at - v, eps, at, stop - v, 1, rank, owed)
+            q += TOGETHER
+        v = stop
+
+
+cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+                        bint owed, bint each) noexcept nogil:
+    if rank == 0:
+        write_by(kind, it, first, last, v, end, 0, True, False)
+    elif rank == 1 and owed:
+        write_by(kind, it, first, last, v, end, 1, True, each)
+    elif rank == 1:
+        write_by(kind, it, first, last, v, end, 1, False, each)
+    elif owed and each:
+        write_by(kind, it, first, last, v, end, 2, True, True)
+    elif owed:
+        write_by(kind, it, first, last, v, end, 2, True, False)
+    else:
+        write_by(kind, it, first, last, v, end, 2, False, each)
+
+
+cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *scratch, real *coef) noexcept nogil:
+    """Bring the weights and the traces of a group of sources up to date, for some lines of places."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n_steps = m.t - m.since[group], n, a, s, begin = first, end
+    cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0, q = first_source(m, group), q_end = first_source(m, group + 1)
+    cdef bint owed = m.since[group] < m.owed_until
+    cdef Writing it
+    it.rows, it.coef, it.width, it.n_classes, it.n_traced, it.n_terms = m.by_source, scratch, P, m.n_drive, 0, 0
+    it.carry, it.K = <real *>m.carried + group * rank, <real *>m.power_K + n_steps * rank * rank
+    for n in range(1, n_steps + 1 if rank else 1):
+        s = slot(m, m.t - n)
+        it.terms[n - 1], it.h[n - 1] = <real *>m.eps + s * Q, <real *>m.h_past + s * P
+        it.drives[n - 1], it.onto[n - 1] = <real *>m.power_drive + n * rank * m.n_drive, <real *>m.onto_h + s * m.n_drive
+        it.local[n - 1] = <real *>m.local + s * P if n < n_steps else NULL
+        if m.frozen:
+            it.local[n - 1], it.onto[n - 1] = coef + n * P, NULL
+        it.n_traced = it.n_terms = n
+    for n in range(1 if rank else n_steps):  # the rest counts for the weights alone
+        s = slot(m, m.t - n)
+        it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.eps + s * Q, coef + n * P if m.frozen else <real *>m.local + s * P
+        it.n_terms += 1
     if m.trace == TRACE_MEAN:
-        sum_rows(m, m.t - m.since[group], <real *>m.class_rows)
+        it.n_terms += 1
+    for a in range(n_of_types(m)):
+        end = min(end_of_type(m, a) // LANES, last)
+        it.type = a
+        if m.trace == TRACE_MEAN:
+            it.terms[it.n_terms - 1], it.local[it.n_terms - 1] = <real *>m.class_sums + a * Q, m.factor
+        if begin < end:
+            if real is float:
+                write_vectors(<const f32v *>NULL, &it, q, q_end, begin * (LANES // F32_LANES), end * (LANES // F32_LANES), rank, owed, m.type == NULL)
+            else:
+                write_vectors(<const f64v *>NULL, &it, q, q_end, begin * (LANES // F64_LANES), end * (LANES // F64_LANES), rank, owed, m.type == NULL)
+            begin = end
+
+
+cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
+    """Bring the weights and the traces of one group of sources up to date; `coef`: if they were frozen, what eps count for in the weights."""
+    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, rank = m.rank if m.trace == TRACE_EXACT else 0, n_steps = m.t - m.since[group]
+    cdef Py_ssize_t first = first_source(m, group), last = first_source(m, group + 1), units = min(last, m.n_rec), n, p, a, at, apart = (1 + rank) * P
+    cdef bint owed = m.since[group] < m.owed_until
+    cdef real *kept = <real *>m.input
+    cdef real *rows = <real *>m.by_source
+    cdef real *placed
+    if m.autapses:
+        units = first
+    if rank or owed:
+        for p in range(first, units):
+            kept[p] = rows[p * apart + m.place[p]]
+        share_out(m, True, group, coef)
+        for p in range(first, units):  # no synapse is there
+            at = p * apart + m.place[p]
+            rows[at] = kept[p]
+            for a in range(1, 1 + rank):
+                rows[at + a * P] = 0
+    for n in range(1 if rank else 0, n_steps + 1):
+        memset(<real *>m.eps_owed + slot(m, m.t - n) * Q + first, 0, (last - first) * sizeof(real))
     if m.trace == TRACE_EXACT:
-        sum_awake(m, m.t - m.since[group], <real *>m.awake_sums)
-    share_out(m, True, group, _)
-    if m.trace == TRACE_EXACT:
-        memset(<real *>m.carried + group * m.rank, 0, m.rank * sizeof(real))
+        memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
+        for n in range(1, n_steps + 1):
+            placed = <real *>m.eps_placed + slot(m, m.t - n) * P
+            for p in range(first, units):
+                placed[m.place[p]] = 0
+        placed = <real *>m.eps_placed + slot(m, m.t) * P
+        for p in range(first, units):
+            at = m.place[p]
+            (<real *>m.front)[at] = placed[at] * (<real *>m.local)[slot(m, m.t) * P + at]
+    else:
+        for p in range(first, units):
+            (<real *>m.own)[m.place[p]] = 0
+    for a in range(m.n_class if m.trace == TRACE_MEAN else 0):
+        memset(<real *>m.class_sums + a * Q + first, 0, (last - first) * sizeof(real))
     m.since[group] = m.t
 
 
 cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
     """The end of a chunk of steps during which the weights stood still: with `learn` their update, and the traces after it."""
-    cdef Py_ssize_t n_steps = m.t - m.since[0], P = m.n_blocks * ROWS, n
+    cdef Py_ssize_t n_steps = m.t - m.since[0]
     if m.follows and m.trace == TRACE_EXACT:
         filter_powers(m, n_steps, <real *>m.power_K)
     if learn:
         if m.trace == TRACE_EXACT:
             carry_back(m, n_steps, <real *>m.back)
-        gradient_terms(m, n_steps, 0, 1, coef)
-        for n in range(n_steps + 1):
-            memcpy(<real *>m.pending + slot(m, m.t - n) * P, coef + n * P, P * sizeof(real))
-        if m.trace == TRACE_EXACT:
             memcpy(m.carried, <real *>m.back + (SLOTS + n_steps) * m.rank, m.rank * sizeof(real))
-        m.owed_until = m.t
+        gradient_terms(m, n_steps, 0, 1, coef)
+        m.owed_until, m.unwritten = m.t, True
     write_group(m, 0, coef)
 
 
-# ---------------------------------------------------------------- threads over rows
+# ---------------------------------------------------------------- threads over places
 
 cdef void take_part(Model *m, bint write, Py_ssize_t group, int place, int n, const real *_) noexcept nogil:
-    """One thread's part of a piece of work: the same blocks every time, which its caches may still hold."""
-    cdef Py_ssize_t first = m.n_blocks * place // n, last = m.n_blocks * (place + 1) // n
+    """One thread's part of a piece of work: the same places every time, which its caches may still hold."""
+    cdef Py_ssize_t n_lines = m.n_blocks * ROWS // LANES, first = n_lines * place // n, last = n_lines * (place + 1) // n
     if write:
-        write_blocks(m, group, first, last, <real *>m.tail + place * ROWS * (LANES + m.stride))
+        write_lines(m, group, first, last, <real *>m.counts + place * 3 * SLOTS * STRETCH_WRITTEN * LANES, <real *>m.coef)
     else:
-        foresee_blocks(m, first, last, <real *>m.placed)
+        hear(m, first, last, <real *>m.placed)
 
 
 cdef void share_out(Model *m, bint write, Py_ssize_t group, const real *_) noexcept nogil:
@@ -382,7 +635,7 @@ cdef void follow_rows(Model *m, bint learn, real *_) noexcept nogil:
     cdef Py_ssize_t n = m.n_rec, Q = m.stride, r = m.rank, s = slot(m, m.t), a, b, i, first = 0
     cdef const real *eps = <real *>m.eps + s * Q
     cdef const real *local = <real *>m.local + s * m.n_blocks * ROWS
-    cdef const real *rows = <real *>m.class_past + s * r * Q
+    cdef const real *rows = <const real *>m.class_rows
     cdef const real *eps_placed = <real *>m.eps_placed + s * m.n_blocks * ROWS
     cdef const real *factor = <real *>m.factor
     cdef real *placed = <real *>m.placed
@@ -437,34 +690,44 @@ cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
                 m.type_sums[a * r + b] -= change
 
 
-cdef void sum_rows_by_type(Model *m, const real *rows, Py_ssize_t apart, bint placed) noexcept nogil:
-    """column_sums: of the first N columns of every unit's row, over the units of each type."""
+cdef void sum_rows_by_type(Model *m, const real *w) noexcept nogil:
+    """column_sums: of W, over the units of each type."""
     cdef Py_ssize_t n = m.n_rec, p
     memset(m.column_sums, 0, m.rank * n * sizeof(real))
     for p in range(n):
-        axpy(<real *>m.column_sums + m.type[p] * n, <real>1, rows + (m.place[p] if placed else p) * apart, n)
+        axpy(<real *>m.column_sums + m.type[p] * n, <real>1, w + p * n, n)
 
 
-cdef void take_stock(Model *m, real *scratch) noexcept nogil:
-    """Before updates are deferred again: everything is up to date, and the sums are taken from W and R themselves."""
-    cdef Py_ssize_t r = m.rank, n = m.n_rec, Q = m.stride, a, b, c, p
-    cdef real *sums = <real *>m.column_sums
-    place_eps(m, <real *>m.eps_placed + slot(m, m.t) * m.n_blocks * ROWS)
+cdef void sum_by_source(Model *m, double *sums, Py_ssize_t c, const real *by_source) noexcept nogil:
+    """(r, r) [post, pre] over types: of the weights, or of the traces c - 1."""
+    cdef Py_ssize_t r = m.rank, P = m.n_blocks * ROWS, a, q
+    cdef real *out = <real *>m.old
+    memset(sums, 0, r * r * sizeof(double))
+    for q in range(m.n_rec):
+        matvec(out, <const real *>m.u, by_source + q * between_sources(m) + c * P, r, P)
+        for a in range(r):
+            sums[a * r + m.type[q]] += out[a]
+
+
+cdef void take_stock(Model *m, real *_) noexcept nogil:
+    """Before updates wait again: everything is up to date, and the sums are taken from W and R themselves."""
+    cdef Py_ssize_t r = m.rank, P = m.n_blocks * ROWS, s = slot(m, m.t), c, i
+    cdef real *placed = <real *>m.eps_placed + s * P
     m.counted = True
+    memset(m.eps_owed, 0, SLOTS * m.stride * sizeof(real))
+    memset(m.eps_placed, 0, SLOTS * P * sizeof(real))
+    memset(m.own, 0, P * sizeof(real))
+    place_eps(m, placed)
+    if m.trace == TRACE_EXACT:  # of now, the traces have not heard yet
+        memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
+        memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
+        for i in range(P):
+            (<real *>m.front)[i] = placed[i] * (<real *>m.local)[s * P + i]
     if not m.follows:
         return
-    sum_rows_by_type(m, <real *>m.w_rec, n, False)
-    for a in range(r):
-        matvec(scratch, <const real *>m.membership, sums + a * n, r, n)
-        for b in range(r):
-            m.type_sums[a * r + b] = scratch[b]
+    sum_by_source(m, m.type_sums, 0, <const real *>m.by_source)
     if m.trace != TRACE_EXACT:
         return
-    memset(m.trace_sums, 0, r * r * r * sizeof(double))
-    sum_step(m, scratch)
-    for c in range(r if m.since[0] else 0):
-        sum_rows_by_type(m, <real *>m.traces + c * Q, r * Q, True)
-        for a in range(r):
-            matvec(scratch, <const real *>m.membership, sums + a * n, r, n)
-            for b in range(r):
-                m.trace_sums[(c * r + a) * r + b] = scratch[b]
+    sum_step(m, <real *>m.old)
+    for c in range(r):
+        sum_by_source(m, m.trace_sums + c * r * r, 1 + c, <const real *>m.by_source)

@@ -189,40 +189,25 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
     return n_terms
 
 
-cdef Py_ssize_t block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t r, Py_ssize_t a, bint owed, void **rows, real *coef) noexcept nogil:
-    """Rows of the last steps, [n] of n steps ago, and what they count for, (3, SLOTS + 1, ROWS), for four units: in the traces
-    of modulators a and a + 1, and with `owed` in their weights; what is pending is taken from there.  Returns how many."""
+cdef void block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t r, Py_ssize_t a, void **rows, real *coef) noexcept nogil:
+    """Rows of the last steps, [n] of n steps ago, and what they count for, (2, SLOTS, ROWS), in the traces of four units: of
+    modulators a and a + 1."""
     cdef Py_ssize_t P = m.n_blocks * ROWS, D = m.n_drive, n, s = slot(m, m.t)
     cdef bint each = m.type == NULL
     cdef real *r0 = coef
-    cdef real *r1 = r0 + (SLOTS + 1) * ROWS
-    cdef real *w = r1 + (SLOTS + 1) * ROWS
-    cdef real *A
+    cdef real *r1 = r0 + SLOTS * ROWS
     cdef const real *h
     cdef const real *d0 = <real *>m.power_drive + a * D + (m.block_type[block] if m.type != NULL else block * ROWS)
     cdef const real *d1 = d0 + D
-    for n in range(n_steps + 1):
-        rows[n] = <real *>m.eps + s * m.stride
-        h = <real *>m.h_past + s * P + block * ROWS
-        if n == 0:  # that of now is not in the traces
-            memset(r0, 0, ROWS * sizeof(real))
-            memset(r1, 0, ROWS * sizeof(real))
-        elif r:
-            times_four(r0 + n * ROWS, h, d0, each)
-            if a + 1 < r:
-                times_four(r1 + n * ROWS, h, d1, each)
-        if owed:
-            A = <real *>m.pending + s * P + block * ROWS
-            memcpy(w + n * ROWS, A, ROWS * sizeof(real))
-            memset(A, 0, ROWS * sizeof(real))
+    for n in range(1, n_steps + 1):  # that of now is not in the traces
+        s = s - 1 if s else SLOTS - 1
         d0 += r * D
         d1 += r * D
-        s = s - 1 if s else SLOTS - 1
-    if not owed or m.trace != TRACE_MEAN:
-        return n_steps + 1
-    rows[n_steps + 1] = <real *>m.class_rows + m.block_type[block] * m.stride
-    memcpy(w + (n_steps + 1) * ROWS, <real *>m.factor + block * ROWS, ROWS * sizeof(real))
-    return n_steps + 2
+        rows[n] = <real *>m.eps + s * m.stride
+        h = <real *>m.h_past + s * P + block * ROWS
+        times_four(r0 + n * ROWS, h, d0, each)
+        if a + 1 < r:
+            times_four(r1 + n * ROWS, h, d1, each)
 
 
 cdef Py_ssize_t used_terms(int *used, unsigned long long which) noexcept nogil:
@@ -254,7 +239,7 @@ cdef void sum_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
     memset(nothing, 0, sizeof(nothing))
     memset(sums, 0, r * r * Q * sizeof(real))
     job.rank, job.n_terms, job.rows, job.used, job.K, job.r0, job.r1 = r, n_steps, rows, used, nothing, r0, r1
-    job.out = job.whole0 = job.carry = NULL
+    job.whole0 = NULL
     job.stride = Q
     for n in range(1, n_steps + 1):
         used[n - 1], rows[n] = n, <real *>m.eps + slot(m, m.t - n) * Q
@@ -269,43 +254,35 @@ cdef void sum_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
             a += 2
 
 
-cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, bint owed, const real *carry, real *tail) noexcept nogil:
-    """Bring the traces of four units over the last steps, and with `owed` their weights by what is pending.
+cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, const real *_) noexcept nogil:
+    """Bring the traces of four units over the last steps.
 
     By stretches of columns, so that terms are still in the first cache for the next unit.  Of steps at which a unit was at
     rest, h = 0, there is nothing; those at which it was awake may have been summed (`sum_awake`).
     """
-    cdef Py_ssize_t r = m.rank if m.trace == TRACE_EXACT else 0, Q = m.stride, n_lines = Q // LANES, i, a = 0, first, last
+    cdef Py_ssize_t r = m.rank, Q = m.stride, n_lines = Q // LANES, i, a = 0, first, last
     cdef const int *unit = m.unit + block * ROWS
     cdef real *traces = <real *>m.traces + block * ROWS * r * Q
-    cdef real own[ROWS]
-    cdef real coef[3 * (SLOTS + 1) * ROWS]
-    cdef int used[ROWS * (SLOTS + 1)]
-    cdef void *rows[SLOTS + 1]
+    cdef real coef[2 * SLOTS * ROWS]
+    cdef int used[ROWS * SLOTS]
+    cdef void *rows[SLOTS]
     cdef Renewal job[ROWS]
-    cdef unsigned long long past = (<unsigned long long>2 << n_steps) - 2, steps = past | owed, always = 0
+    cdef unsigned long long past = (<unsigned long long>2 << n_steps) - 2
     cdef real *whole
-    if not (r or owed):
-        return
-    if r and not held:
+    if not held:
         memset(traces, 0, ROWS * r * Q * sizeof(real))
     if r > 2:  # every new one is made of all the old ones
         memcpy(m.old, traces, ROWS * r * Q * sizeof(real))
     for i in range(ROWS):
-        job[i].rank, job[i].n, job[i].carry, job[i].out, job[i].tail = r, m.n_rec, <void *>carry, NULL, NULL
-        job[i].stride, job[i].traces = Q, traces + i * r * Q
+        job[i].rank, job[i].stride, job[i].traces = r, Q, traces + i * r * Q
         job[i].old = job[i].traces if r <= 2 else <real *>m.old + i * r * Q
-        if owed and unit[i] >= 0:
-            job[i].out, job[i].tail = m.w_rows[block * ROWS + i], tail + i * (LANES + Q)
-            own[i] = (<real *>job[i].out)[unit[i]]
-        job[i].rows, job[i].used = rows, &used[i * (SLOTS + 1)]
-        job[i].r0, job[i].r1, job[i].w = &coef[i], &coef[(SLOTS + 1) * ROWS + i], &coef[2 * (SLOTS + 1) * ROWS + i]
-    while a < max(r, 1):
-        if block_terms(m, block, n_steps, r, a, owed, rows, &coef[0]) > n_steps + 1:
-            always = <unsigned long long>1 << (n_steps + 1)
+        job[i].rows, job[i].used = rows, &used[i * SLOTS]
+        job[i].r0, job[i].r1 = &coef[i], &coef[SLOTS * ROWS + i]
+    while a < r:
+        block_terms(m, block, n_steps, r, a, rows, &coef[0])
         for i in range(ROWS):
             job[i].K = <real *>m.power_K + (n_steps * r + a) * r
-            job[i].n_terms = used_terms(&used[i * (SLOTS + 1)], m.awake[block * ROWS + i] & steps | always)
+            job[i].n_terms = used_terms(&used[i * SLOTS], m.awake[block * ROWS + i] & past)
             job[i].whole0 = NULL
             if m.summed_awake and a + 1 < r and m.awake[block * ROWS + i] & past == past:
                 whole = <real *>m.awake_sums + (m.block_type[block] * r + a) * Q
@@ -315,15 +292,12 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
             last = min(first + STRETCH, n_lines)
             for i in range(ROWS):
                 if unit[i] >= 0:
-                    renew(&job[i], first, last, a, carry)
+                    renew(&job[i], first, last, a, _)
             first = last
         a += 2
     for i in range(ROWS if not m.autapses else 0):  # no synapse is there
-        if unit[i] >= 0:
-            if job[i].out != NULL and unit[i] < m.n_rec // LANES * LANES:
-                (<real *>job[i].out)[unit[i]] = own[i]
-            for a in range(r):
-                traces[(i * r + a) * Q + unit[i]] = 0
+        for a in range(r if unit[i] >= 0 else 0):
+            traces[(i * r + a) * Q + unit[i]] = 0
 
 
 cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) noexcept nogil:
@@ -379,7 +353,7 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
     for block in range(m.n_blocks):
         if exact:
             if group == due:
-                renew_block(m, block, n_steps, held, False, coef, coef)
+                renew_block(m, block, n_steps, held, coef)
             lag = m.t - m.since[group]
             tile.rank = r if m.since[group] else 0
             tile.traces = <real *>m.traces + block * ROWS * r * m.stride
@@ -480,16 +454,14 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef real *l
     cdef real *own
     cdef real *rows = <real *>m.class_rows
-    if m.deferred:
-        rows = <real *>m.class_past + slot(m, m.t) * C * Q
     for c in range(C):
         if real is float:
             mean_vectors(<f32v *>(G + c * r * Q), m, c, <const f32v *>eps_before, <f32v *>(rows + c * Q), learn)
         else:
             mean_vectors(<f64v *>(G + c * r * Q), m, c, <const f64v *>eps_before, <f64v *>(rows + c * Q), learn)
-    if learn and not (m.online or m.deferred):
+    if learn and (m.deferred or not m.online):
         axpy(<real *>m.class_sums, <real>1, rows, C * Q)
-        m.summed = True
+        m.summed = not m.deferred
     if m.self_traces != NULL:
         for c in range(C):
             l, own = <real *>m.self_traces + c * Q, <real *>m.class_eps + (slot(m, m.t) * C + c) * Q
@@ -525,7 +497,7 @@ cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     if exact:
         sum_awake(m, n_steps, <real *>m.awake_sums)
     while exact and block < m.n_blocks:
-        renew_block(m, block, n_steps, m.since[group] > 0, False, coef, coef)
+        renew_block(m, block, n_steps, m.since[group] > 0, coef)
         block += m.n_groups
     m.since[group] = m.t
 
@@ -567,7 +539,7 @@ cdef void close_chunk(Model *m, real *coef) noexcept nogil:
         if owed:
             add_block(m, block, n_steps + 1, modulator, m.rank if exact and held else 0)
         if exact:
-            renew_block(m, block, n_steps, held, False, coef, coef)
+            renew_block(m, block, n_steps, held, coef)
     m.since[0] = m.t
 
 

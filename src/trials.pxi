@@ -4,15 +4,21 @@
 cdef void rest(Model *m, real *v) noexcept nogil:
     """The start of a trial: v = 0, z = phi(0), every trace 0; what is owed to the gradient is added first."""
     cdef real *pre = <real *>m.pre
-    cdef Py_ssize_t n = m.n_rec, Q = m.stride, group
+    cdef Py_ssize_t n = m.n_rec, Q = m.stride, group, q
     settle(m, <real *>m.coef)
     m.t = m.owed_until = 0
     m.ahead = m.driven = False
     if m.sparse and m.trace == TRACE_EXACT:
         memset(m.packed_traces, 0, m.rank * m.starts[m.n_blocks * ROWS] * sizeof(real))
     if m.may_defer:
+        memset(m.eps_owed, 0, SLOTS * Q * sizeof(real))
         memset(m.eps_placed, 0, SLOTS * m.n_blocks * ROWS * sizeof(real))
         memset(m.own, 0, m.n_blocks * ROWS * sizeof(real))
+        memset(m.front, 0, m.n_blocks * ROWS * sizeof(real))
+        memset(m.local, 0, m.n_blocks * ROWS * sizeof(real))
+        memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
+    for q in range(m.n_sources if m.by_source != NULL and m.trace == TRACE_EXACT else 0):
+        memset(<real *>m.by_source + q * between_sources(m) + m.n_blocks * ROWS, 0, m.rank * m.n_blocks * ROWS * sizeof(real))
     if m.may_defer and m.rank:
         memset(m.trace_sums, 0, m.rank * m.rank * m.rank * sizeof(double))
         memset(m.step_sums, 0, 8 * m.rank * sizeof(double))
@@ -47,6 +53,8 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
         return LABEL_OUT_OF_RANGE
     if m.deferred and not (m.counted or m.frozen):
         settle(m, <real *>m.coef)
+        if not m.turned:
+            bring_in(m, <real *>m.by_source)
         take_stock(m, <real *>m.old)
     status = OK if forward(m, x) else DIVERGED
     if source == FROM_NOTHING or status != OK:
@@ -100,18 +108,6 @@ cdef Status run(Model *m, Trials *trial, const real *x) noexcept nogil:
     return OK
 
 
-cdef void turn_weights(Model *m, real *w, Py_ssize_t width) noexcept nogil:
-    """w[q, p]: [W | W_in | b] by source, (N + n_in (+ 1), width)."""
-    cdef Py_ssize_t p, q, n = m.n_rec
-    for p in range(n):
-        for q in range(n):
-            w[q * width + p] = (<real *>m.w_rec)[p * n + q]
-        for q in range(m.n_in):
-            w[(n + q) * width + p] = (<real *>m.w_in)[p * m.n_in + q]
-        if m.b_rec != NULL:
-            w[(n + m.n_in) * width + p] = (<real *>m.b_rec)[p]
-
-
 cdef Status run_together(Model **models, Trials *trials, Py_ssize_t n, real *w, Py_ssize_t width) noexcept nogil:
     """Up to LANES trials of one length through the same frozen weights, step by step: their input is one product of
     matrices.  `w`: (N + n_in (+ 1), width) zeros, scratch."""
@@ -119,7 +115,7 @@ cdef Status run_together(Model **models, Trials *trials, Py_ssize_t n, real *w, 
     cdef Py_ssize_t t, i, n_in = models[0].n_in, n_rec = models[0].n_rec, n_sources = n_rec + n_in + (models[0].b_rec != NULL)
     cdef void *pre[LANES]
     cdef void *current[LANES]
-    turn_weights(models[0], w, width)
+    turn_weights(models[0], w, width, False)
     for i in range(n):
         pre[i], current[i] = models[i].pre, models[i].current
     for t in range(trials[0].n_steps):

@@ -70,7 +70,7 @@ def test_updates_that_wait_are_updates(problem, rule, events):
             plain.apply()
         if held is not None:
             assert_close({"w": held}, {"w": plain.network.w_in}, 1e-9)
-    assert always is None or not plain._engine.arrays["pending"].any()
+    assert always is None or not plain._engine.unwritten
     assert_close(waiting.network.weights, plain.network.weights, 1e-9)
     if waiting._engine.means is not None:
         assert np.allclose(waiting._engine.means, plain._engine.means, rtol=1e-9, atol=1e-12)
@@ -88,9 +88,9 @@ def learned(n_steps, **kwargs):
 def test_weights_wait_and_nothing_waits_for_ever():
     net, learner = learned(11)
     before = net._weights["w_rec"].copy()  # behind the property's back
-    assert learner._engine.arrays["pending"].any()
+    assert learner._engine.unwritten
     net.settle()
-    assert not learner._engine.arrays["pending"].any()
+    assert not learner._engine.unwritten
     assert not np.array_equal(net._weights["w_rec"], before)
 
     gone, learner = learned(11)
