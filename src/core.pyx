@@ -38,7 +38,7 @@ SPARSE_UNITS = {"exact": 64, "mean": 256, "none": 256}  # rules with other trace
 # Units from which updates wait (pending.pxi).  Measured, time of a step by that of writing at once, at N = 64, 128, 256, 512,
 # 1024: exact 0.96, 0.9, 0.87, 0.8, 0.8; mean 1.15, 1.05, 0.87, 0.82, 0.75; e-prop 1.11, 1.0, 0.87, 0.92, 1.0 with 512-bit
 # registers; with 256-bit ones mean 1.10, 0.94, 0.91, 0.78, 0.62; e-prop 1.06, 0.87, 0.91, 0.89, 0.68.
-DEFER_FROM = {"exact": 16, "mean": 128, "none": 128}
+DEFER_FROM = {"exact": 16, "mean": 16, "none": 16}
 
 include "machine.pxi"
 include "latency.pxi"
@@ -201,6 +201,7 @@ cdef class Engine:
         self._set_modulation()
         self.reset()
         if m.may_defer:
+            self._part_sources()
             self._defer(True)
         if m.may_defer or m.sparse:
             network.settled_by(self)
@@ -247,7 +248,7 @@ cdef class Engine:
         types = np.zeros(N, np.intc) if self.plan.types is None else self.plan.types.astype(np.intc)
         units = [np.flatnonzero(types == a) for a in range(types.max() + 1)]
         whole = LANES if m.may_defer else ROWS  # by source, no line is of two types
-        full = [np.append(u, np.full(-len(u) % whole, -1)).reshape(-1, ROWS) for u in units]
+        full = [np.append(u, np.full((whole - len(u) % whole) % whole, -1)).reshape(-1, ROWS) for u in units]
         unit = np.concatenate(full).astype(np.intc)
         place = np.flatnonzero(unit.ravel() >= 0)[np.argsort(unit[unit >= 0])].astype(np.intc)
         low_rank = r and self.plan.types is None
@@ -263,6 +264,7 @@ cdef class Engine:
             "type_ends": (ROWS * np.cumsum(list(map(len, full)))).astype(np.intc),
             "awake": np.zeros(unit.size, np.uint64),
             "heard": np.zeros((m.n_sources + LANES) * m.may_defer, np.intc),
+            "bounds": np.zeros(S + 1, np.intp),
         } | aligned(
             {"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r), "type_sums": (r, r), "trace_sums": (r, r, r), "step_sums": (8, r)},
             np.float64,
@@ -279,6 +281,7 @@ cdef class Engine:
         m.drive_class, m.since = <int *>address(c["drive_class"]), <Py_ssize_t *>address(c["since"])
         m.erred, m.terms = <unsigned char *>address(c["erred"]), <void **>address(c["terms"])
         m.awake, m.heard = <unsigned long long *>address(c["awake"]), <int *>address(c["heard"])
+        m.bounds = <Py_ssize_t *>address(c["bounds"])
         m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
         m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
         m.type_sums, m.trace_sums = <double *>address(c["type_sums"]), <double *>address(c["trace_sums"])
@@ -831,6 +834,12 @@ cdef class Engine:
         self.m.window = 1 if self.m.n_taps else self.m.exact_steps or window
         self.m.n_groups = self.m.window if self.m.online and not self.m.sparse else 1
         self.constants["since"][:] = self.m.t
+        self._part_sources()
+
+    cdef _part_sources(self):
+        """In groups, as even as blocks of TOGETHER can be."""
+        n_groups, n_blocks = self.m.n_groups, (self.m.n_sources + TOGETHER - 1) // TOGETHER
+        self.constants["bounds"][: n_groups + 1] = TOGETHER * (n_blocks * np.arange(n_groups + 1) // n_groups)
 
     @property
     def sparse(self) -> bool:

@@ -61,8 +61,10 @@ cdef extern from *:
       #define MPF_FOUR(type, result) { mpf_##type##x4 h = *(mpf_##type##x4 *)x, d = *c - (mpf_##type##x4){0}; \
           if (each) d = *(mpf_##type##x4 *)c; *(mpf_##type##x4 *)out result; }
       #define mpf_lowest(bits) __builtin_ctzll(bits)
+      #define mpf_prefetch(p) __builtin_prefetch(p, 1)
     #else
       static int mpf_lowest(unsigned long long bits) { int n = 0; while (!(bits >> n & 1)) n++; return n; }
+      #define mpf_prefetch(p) (void)(p)
       #define MPF_LANES(type) 1
       static float mpf_fold_f32(const float *s) {
           return (((s[0] + s[8]) + (s[4] + s[12])) + ((s[2] + s[10]) + (s[6] + s[14]))) +
@@ -96,6 +98,7 @@ cdef extern from *:
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
     int lowest "mpf_lowest" (unsigned long long bits) noexcept nogil  # place of the lowest bit that is set
+    void prefetch "mpf_prefetch" (const void *p) noexcept nogil  # soon to be written
     void times_f32 "mpf_times_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
     void times_f64 "mpf_times_f64" (double *out, const double *x, const double *c, bint each) noexcept nogil
     void add_f32 "mpf_add_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil

@@ -22,7 +22,8 @@ cdef enum:
     ROWS = 4    # units of a block
     TEAM = 8    # threads over the rows of one network, at most
     SLOTS = 33  # of the rings: step t is in slot t mod SLOTS
-    STRETCH_WRITTEN = 6  # lines of places that are written at once, so that what terms count for stays in the first cache
+    TOGETHER = 4  # sources that are read, or written, at once: those of a group
+    STRETCH_WRITTEN = 12  # lines of places that are written at once, so that what terms count for stays in the first cache
     STOCK_EVERY = 1 << 16  # updates after which the sums over types are taken from W anew: rounding adds up
 
 cdef enum Activation:
@@ -150,6 +151,7 @@ ctypedef struct Model:
     void *past_drive          # (S, D, r)
 
     # updates that are felt and not yet written
+    Py_ssize_t *bounds        # (n_groups + 1,) the first source of each group, a multiple of TOGETHER, and past the last
     void *by_source           # (n_sources and up to 3, 1 + r or 1, P) of each source: weights, traces of `exact`, by place; or NULL
     void *eps_owed            # (S, Q) ring of eps, 0 for sources that have had it
     void *onto_h              # (S, D) ring: what each h counts for, in the sum over errors since

@@ -27,7 +27,7 @@ cdef extern from "threads.h":
 
 
 cdef enum:
-    TOGETHER = 4  # sources that are read, or written, at once
+    CACHED = 1 << 20  # bytes
 
 # What waits, of each age: rows by place.
 ctypedef struct Waiting:
@@ -44,6 +44,7 @@ ctypedef struct Waiting:
 ctypedef struct Writing:
     void *rows                 # (n_sources, 1 + rank, width)
     Py_ssize_t width           # P
+    bint far                   # they are not in the caches of one core: the next ones are called for in time
     const void *carry          # (rank,) what the traces count for
     const void *K              # (rank, rank) what becomes of them
     Py_ssize_t n_terms, n_traced, n_classes, type
@@ -53,10 +54,6 @@ ctypedef struct Writing:
     const void *onto[SLOTS]       # in the weights, (D,), or NULL: nothing
     const void *drives[SLOTS]     # and in the traces, (rank, D)
     void *coef                 # scratch, see `prepare`
-
-
-cdef inline Py_ssize_t first_source(const Model *m, Py_ssize_t group) noexcept nogil:
-    return (m.n_sources + TOGETHER - 1) // TOGETHER * group // m.n_groups * TOGETHER
 
 
 cdef inline Py_ssize_t end_of_type(const Model *m, Py_ssize_t a) noexcept nogil:
@@ -125,26 +122,34 @@ cdef void show(Model *m, const real *by_source) noexcept nogil:
 
 # ---------------------------------------------------------------- what a step reads
 
-cdef void list_sources(Model *m, const real *s, real *count) noexcept nogil:
-    """Which sources are not silent, and what they and their traces count for: s, -s c."""
-    cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT and m.t < m.owed_until else 0, group, q, a, n = 0
-    cdef const real *c
+cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank) noexcept nogil:
+    cdef Py_ssize_t group, q, a, n = 0
+    cdef real c[2]
     cdef real x
     for group in range(m.n_groups):
-        c = <const real *>m.carried + group * rank
-        for q in range(first_source(m, group), min(first_source(m, group + 1), m.n_sources)):
+        for a in range(rank):
+            c[a] = -(<const real *>m.carried)[group * rank + a]
+        for q in range(m.bounds[group], min(m.bounds[group + 1], m.n_sources)):
             x = s[q]
-            m.heard[n], count[0] = <int>q, x
+            m.heard[n], count[n * (1 + rank)] = <int>q, x
             for a in range(rank):
-                count[1 + a] = -x * c[a]
+                count[n * (1 + rank) + 1 + a] = x * c[a]
             n += x != 0  # half of the time, as in a relu network: not for a branch
-            count += (1 + rank) * (x != 0)
     m.n_heard, m.heard_rank = n, rank
-    for q in range(n, n + TOGETHER - 1 if n else 0):  # the last ones again, for nothing
+    for q in range(n, n + TOGETHER - 1 if n else 0):  # the last one again, for nothing
         m.heard[q] = m.heard[n - 1]
         for a in range(1 + rank):
-            count[a] = 0
-        count += 1 + rank
+            count[q * (1 + rank) + a] = 0
+
+
+cdef void list_sources(Model *m, const real *s) noexcept nogil:
+    """Which sources are not silent, and what they and their traces count for: s, -s c."""
+    if m.trace != TRACE_EXACT or m.t >= m.owed_until:
+        list_by(m, s, <real *>m.heard_count, 0)
+    elif m.rank == 1:
+        list_by(m, s, <real *>m.heard_count, 1)
+    else:
+        list_by(m, s, <real *>m.heard_count, 2)
 
 
 cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:
@@ -270,8 +275,8 @@ cdef void dot_added(Model *m, real *out, Py_ssize_t n_ages) noexcept nogil:
         if n >= n_ages:
             continue
         eps, a, b, c, d = <const real *>m.eps_owed + slot(m, m.t - n) * m.stride, 0, 0, 0, 0
-        q = first_source(m, group)
-        while q < first_source(m, group + 1):
+        q = m.bounds[group]
+        while q < m.bounds[group + 1]:
             a, b, c, d = a + eps[q] * s[q], b + eps[q + 1] * s[q + 1], c + eps[q + 2] * s[q + 2], d + eps[q + 3] * s[q + 3]
             q += TOGETHER
         out[n] += (a + b) + (c + d)
@@ -314,7 +319,7 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     cdef const real *z = <const real *>m.pre
     if not m.turned:
         bring_in(m, <real *>m.by_source)
-    list_sources(m, z, <real *>m.heard_count)
+    list_sources(m, z)
     share_out(m, False, 0, placed)
     if m.t < m.owed_until:
         feel(m, placed, <real *>m.own)
@@ -397,6 +402,8 @@ cdef inline void write_some(vec *row, const Writing *it, const vec *coef, const 
     cdef vec R1[2 * TOGETHER]
     cdef vec a, b, c, e
     for i in range(TOGETHER):
+        for k in range(1 + rank if it.far else 0):
+            prefetch(row + (TOGETHER + i) * apart + k * V)
         for k in range(wide):
             if owed:
                 w[2 * i + k] = row[i * apart + k]
@@ -487,10 +494,11 @@ cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py
 cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *scratch, real *coef) noexcept nogil:
     """Bring the weights and the traces of a group of sources up to date, for some lines of places."""
     cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n_steps = m.t - m.since[group], n, a, s, begin = first, end
-    cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0, q = first_source(m, group), q_end = first_source(m, group + 1)
+    cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0, q = m.bounds[group], q_end = m.bounds[group + 1]
     cdef bint owed = m.since[group] < m.owed_until
     cdef Writing it
     it.rows, it.coef, it.width, it.n_classes, it.n_traced, it.n_terms = m.by_source, scratch, P, m.n_drive, 0, 0
+    it.far = m.n_sources * between_sources(m) * sizeof(real) > CACHED
     it.carry, it.K = <real *>m.carried + group * rank, <real *>m.power_K + n_steps * rank * rank
     for n in range(1, n_steps + 1 if rank else 1):
         s = slot(m, m.t - n)
@@ -522,7 +530,7 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
 cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     """Bring the weights and the traces of one group of sources up to date; `coef`: if they were frozen, what eps count for in the weights."""
     cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, rank = m.rank if m.trace == TRACE_EXACT else 0, n_steps = m.t - m.since[group]
-    cdef Py_ssize_t first = first_source(m, group), last = first_source(m, group + 1), units = min(last, m.n_rec), n, p, a, at, apart = (1 + rank) * P
+    cdef Py_ssize_t first = m.bounds[group], last = m.bounds[group + 1], units = min(last, m.n_rec), n, p, a, at, apart = (1 + rank) * P
     cdef bint owed = m.since[group] < m.owed_until
     cdef real *kept = <real *>m.input
     cdef real *rows = <real *>m.by_source
@@ -700,13 +708,19 @@ cdef void sum_rows_by_type(Model *m, const real *w) noexcept nogil:
 
 cdef void sum_by_source(Model *m, double *sums, Py_ssize_t c, const real *by_source) noexcept nogil:
     """(r, r) [post, pre] over types: of the weights, or of the traces c - 1."""
-    cdef Py_ssize_t r = m.rank, P = m.n_blocks * ROWS, a, q
-    cdef real *out = <real *>m.old
+    cdef Py_ssize_t r = m.rank, P = m.n_blocks * ROWS, apart = between_sources(m), a, q = 0, i
+    cdef const real *row
+    cdef const real *of_type
+    cdef real out[TOGETHER]
     memset(sums, 0, r * r * sizeof(double))
-    for q in range(m.n_rec):
-        matvec(out, <const real *>m.u, by_source + q * between_sources(m) + c * P, r, P)
+    while q < m.n_rec:
+        row = by_source + q * apart + c * P
         for a in range(r):
-            sums[a * r + m.type[q]] += out[a]
+            of_type = <const real *>m.u + a * P
+            dot_rows(&out[0], row, row + apart, row + 2 * apart, row + 3 * apart, of_type, of_type, P)
+            for i in range(min(TOGETHER, m.n_rec - q)):
+                sums[a * r + m.type[q + i]] += out[i]
+        q += TOGETHER
 
 
 cdef void take_stock(Model *m, real *_) noexcept nogil:
