@@ -647,9 +647,9 @@ cdef class Engine:
     cdef _defer(self, bint on):
         """From now on updates may wait, or not: weights and traces lie by source, or by unit."""
         cdef Model *m = &self.m
-        self.kernels.settle(m)
         if on == m.deferred:
             return
+        self.kernels.settle(m)
         self._make_room(on)
         m.deferred, m.counted, m.ahead, m.turned = on, False, False, False
         self.constants["awake"][:] = self.arrays["h_past"][m.t % SLOTS] != 0
@@ -817,6 +817,7 @@ cdef class Engine:
         """
         cdef Model *m = &self.m
         cdef bint waits = m.may_defer and window <= MAX_WINDOW if on else m.frozen
+        self.kernels.write(m)
         self._defer(waits)
         m.online, m.frozen, m.counted = not on, on and waits, False
         m.follows = m.instant or (not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps)
@@ -830,7 +831,7 @@ cdef class Engine:
         self.kernels.derive(m)
 
     cdef _set_window(self, Py_ssize_t window):
-        self.kernels.settle(&self.m)
+        self.kernels.write(&self.m)
         self.m.window = 1 if self.m.n_taps else self.m.exact_steps or window
         self.m.n_groups = self.m.window if self.m.online and not self.m.sparse else 1
         self.constants["since"][:] = self.m.t

@@ -98,8 +98,14 @@ cdef void settle_f64(Model *m) noexcept nogil:
     settle(m, <double *>m.coef)
     show(m, <const double *>m.by_source)
 
+cdef void write_f32(Model *m) noexcept nogil:
+    settle(m, <float *>m.coef)
+
 cdef void descend_f32(Model *m) noexcept nogil:
     end_chunk(m, True, <float *>m.grad)
+
+cdef void write_f64(Model *m) noexcept nogil:
+    settle(m, <double *>m.coef)
 
 cdef void descend_f64(Model *m) noexcept nogil:
     end_chunk(m, True, <double *>m.grad)
@@ -130,8 +136,8 @@ cdef bint finite_f64(const void *values, Py_ssize_t n) noexcept nogil:
 
 
 cdef Kernels[2] kernel_table
-kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, assist_f32, reset_f32, settle_f32, descend_f32, refresh_f32, derive_f32, gather_f32, finite_f32)
-kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, assist_f64, reset_f64, settle_f64, descend_f64, refresh_f64, derive_f64, gather_f64, finite_f64)
+kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, assist_f32, reset_f32, settle_f32, write_f32, descend_f32, refresh_f32, derive_f32, gather_f32, finite_f32)
+kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, assist_f64, reset_f64, settle_f64, write_f64, descend_f64, refresh_f64, derive_f64, gather_f64, finite_f64)
 
 
 def table() -> int:

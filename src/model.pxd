@@ -253,7 +253,8 @@ ctypedef struct Kernels:
     void (*adjoint)(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil
     void (*assist)(Model *m, int place) noexcept nogil
     void (*reset)(Model *m) noexcept nogil
-    void (*settle)(Model *m) noexcept nogil
+    void (*settle)(Model *m) noexcept nogil  # and show it in the network's arrays
+    void (*write)(Model *m) noexcept nogil   # settle alone
     void (*descend)(Model *m) noexcept nogil
     void (*refresh)(Model *m) noexcept nogil
     void (*derive)(Model *m) noexcept nogil

@@ -393,8 +393,8 @@ cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_
         out += size
 
 
-cdef inline void write_some(vec *row, const Writing *it, const vec *coef, const vec *eps, Py_ssize_t v, Py_ssize_t size, Py_ssize_t wide,
-                            Py_ssize_t rank, bint owed) noexcept nogil:
+cdef inline void write_some(vec *row, const Writing *it, const vec *coef, const vec **rest, const vec *eps, Py_ssize_t v, Py_ssize_t size,
+                            Py_ssize_t wide, Py_ssize_t rank, bint owed) noexcept nogil:
     """So many vectors of TOGETHER sources: each is read and written once, however many terms there are."""
     cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * V, n, i, k, at = 0
     cdef vec w[2 * TOGETHER]
@@ -436,7 +436,7 @@ cdef inline void write_some(vec *row, const Writing *it, const vec *coef, const 
         at += TOGETHER
     for n in range(it.n_traced if rank else 0, it.n_terms if owed else 0):
         for k in range(wide):
-            a = -(<const vec *>it.local[n])[v + k]
+            a = -rest[n][v + k]
             for i in range(TOGETHER):
                 w[2 * i + k] = madd(w[2 * i + k], a, spread(row, eps, at + i))
         at += TOGETHER
@@ -457,20 +457,26 @@ cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, 
     cdef Py_ssize_t wide = 1 if rank else 2, stop, at, q, n  # eight chains of additions, twelve with two traces
     cdef vec *coef = <vec *>it.coef
     cdef vec eps[(SLOTS + 2) * TOGETHER]
+    cdef const vec *rest[SLOTS + 2]
     cdef vec *rows
     while v < end:
         stop, q = min(v + STRETCH_WRITTEN * per_line(kind), end), first
         if rank:
             prepare(kind, coef, it, v, stop - v, rank, owed, each)
+        for n in range(it.n_traced if rank else 0, it.n_terms):
+            rest[n] = <const vec *>it.local[n] + v
+            if it.far and not rank:  # whole rows apart, they would be in each other's way in the first cache
+                memcpy(coef + n * (stop - v), rest[n], (stop - v) * sizeof(vec))
+                rest[n] = coef + n * (stop - v)
         while q < last:
             rows, at = <vec *>it.rows + q * (1 + rank) * V, v
             for n in range(it.n_terms):
                 memcpy(<char *>&eps[0] + n * TOGETHER * size, <const char *>it.terms[n] + q * size, TOGETHER * size)
             while at + wide <= stop:
-                write_some(rows + at, it, coef + at - v, eps, at, stop - v, wide, rank, owed)
+                write_some(rows + at, it, coef + at - v, rest, eps, at - v, stop - v, wide, rank, owed)
                 at += wide
             if wide == 2 and at < stop:
-                write_some(rows + at, it, coef + at - v, eps, at, stop - v, 1, rank, owed)
+                write_some(rows + at, it, coef + at - v, rest, eps, at - v, stop - v, 1, rank, owed)
             q += TOGETHER
         v = stop
 
@@ -638,36 +644,40 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
         m.step_sums[3 * m.rank + b] = 0 if m.autapses else out[3]
 
 
-cdef void follow_rows(Model *m, bint learn, real *_) noexcept nogil:
+cdef void follow_rows(Model *m, bint learn, real *diagonal) noexcept nogil:
     """`mean`: the diagonal of what waits, and the sums over types of W, after this step."""
-    cdef Py_ssize_t n = m.n_rec, Q = m.stride, r = m.rank, s = slot(m, m.t), a, b, i, first = 0
+    cdef Py_ssize_t n = m.n_rec, P = m.n_blocks * ROWS, Q = m.stride, r = m.rank, s = slot(m, m.t), a, b, i, first = 0
     cdef const real *eps = <real *>m.eps + s * Q
-    cdef const real *local = <real *>m.local + s * m.n_blocks * ROWS
+    cdef const real *local = <real *>m.local + s * P
     cdef const real *rows = <const real *>m.class_rows
-    cdef const real *eps_placed = <real *>m.eps_placed + s * m.n_blocks * ROWS
+    cdef const real *eps_placed = <real *>m.eps_placed + s * P
     cdef const real *factor = <real *>m.factor
     cdef real *placed = <real *>m.placed
     cdef real *own = <real *>m.own
-    cdef double factors[2]
-    cdef double diagonal
     cdef real out[ROWS]
+    cdef real factors[2]
+    cdef real sums[2]
+    cdef real x
     if not learn:
         return
     for a in range(r):
         to_places(m, placed, rows + a * Q)
-        factors[a] = diagonal = 0
         for i in range(first, m.type_ends[a]):
-            own[i] += factor[i] * placed[i]
-            factors[a] += factor[i]
-            diagonal += factor[i] * placed[i] + local[i] * eps_placed[i]
+            x = factor[i] * placed[i]
+            own[i] += x
+            diagonal[i] = x + local[i] * eps_placed[i]
         first = m.type_ends[a]
-        if not m.autapses:
-            m.type_sums[a * r + a] += diagonal
-    for b in range(r if m.follows else 0):
+    if not m.follows:
+        return
+    matvec(&sums[0], <const real *>m.u, diagonal, r, P)
+    matvec(&factors[0], <const real *>m.u, factor, r, P)
+    for b in range(r):
         line_up(<real *>m.edge, <real *>m.membership + b * n, n)
         dot_rows(&out[0], rows, rows + (r - 1) * Q, eps, eps, <real *>m.membership + b * n, <real *>m.edge, n)
         for a in range(r):
             m.type_sums[a * r + b] -= (<real *>m.modulator)[s * r + a] * out[2] + factors[a] * out[a]
+        if not m.autapses:
+            m.type_sums[b * r + b] += sums[b]
 
 
 cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
