@@ -247,14 +247,16 @@ cdef class Engine:
         N, r, C, S = m.n_rec, m.rank, m.n_class, SLOTS
         types = np.zeros(N, np.intc) if self.plan.types is None else self.plan.types.astype(np.intc)
         units = [np.flatnonzero(types == a) for a in range(types.max() + 1)]
-        whole = LANES if m.may_defer else ROWS  # by source, no line is of two types
+        low_rank = r and self.plan.types is None
+        whole = LANES if low_rank and m.may_defer else ROWS
         full = [np.append(u, np.full((whole - len(u) % whole) % whole, -1)).reshape(-1, ROWS) for u in units]
         unit = np.concatenate(full).astype(np.intc)
         place = np.flatnonzero(unit.ravel() >= 0)[np.argsort(unit[unit >= 0])].astype(np.intc)
-        low_rank = r and self.plan.types is None
+        by_source = np.argsort(types, kind="stable")
         c = self.constants = {
             "unit": unit,
             "place": place,
+            "place_by_source": np.argsort(by_source).astype(np.intc),
             "block_type": np.repeat(np.arange(len(full)), list(map(len, full))).astype(np.intc),
             "type": types,
             "drive_class": place if low_rank else types,
@@ -262,7 +264,8 @@ cdef class Engine:
             "erred": np.zeros(S, np.uint8),
             "terms": np.zeros(S * max(C, 1) + C + 1, np.uintp),
             "type_ends": (ROWS * np.cumsum(list(map(len, full)))).astype(np.intc),
-            "awake": np.zeros(unit.size, np.uint64),
+            "type_ends_by_source": np.cumsum(np.bincount(types)).astype(np.intc),
+            "awake": np.zeros(max(unit.size, self._n_places_by_source()), np.uint64),
             "heard": np.zeros((m.n_sources + LANES) * m.may_defer, np.intc),
             "bounds": np.zeros(S + 1, np.intp),
         } | aligned(
@@ -271,10 +274,11 @@ cdef class Engine:
         )
         m.n_blocks = len(unit)
         m.n_drive = unit.size if low_rank else r
-        m.place = <int *>address(place)
-        starts = np.flatnonzero(np.diff(place, prepend=-2) != 1)
-        c["runs"] = np.stack([starts, place[starts], np.diff(starts, append=N)], axis=1).astype(np.intc)
-        m.runs, m.n_runs = <int *>address(c["runs"]), len(starts)
+        m.n_places = unit.size
+        for by in ("", "_by_source"):
+            where = c["place" + by]
+            starts = np.flatnonzero(np.diff(where, prepend=-2) != 1)
+            c["runs" + by] = np.stack([starts, where[starts], np.diff(starts, append=N)], axis=1).astype(np.intc)
         m.keeps_h = m.trace in (TRACE_EXACT, TRACE_TAPS) or m.exact_steps > 0
         m.unit, m.block_type = <int *>address(c["unit"]), <int *>address(c["block_type"])
         m.type = <int *>address(c["type"]) if self.plan.types is not None else NULL
@@ -285,7 +289,7 @@ cdef class Engine:
         m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
         m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
         m.type_sums, m.trace_sums = <double *>address(c["type_sums"]), <double *>address(c["trace_sums"])
-        m.step_sums, m.type_ends = <double *>address(c["step_sums"]), <int *>address(c["type_ends"])
+        m.step_sums = <double *>address(c["step_sums"])
 
         if m.sparse:
             self._lay_out_connections()
@@ -316,7 +320,7 @@ cdef class Engine:
         """Every array that a step touches, in one block of memory."""
         cdef Model *m = &self.m
         N, Q, r, C, D, S, n_out = m.n_rec, m.stride, m.rank, m.n_class, m.n_drive, SLOTS, m.n_out
-        P = self.constants["unit"].size
+        P = max(self.constants["unit"].size, self._n_places_by_source())
         exact, mean = m.trace == TRACE_EXACT, m.trace == TRACE_MEAN
         own = mean and not m.self_modulation
         sparse = len(self.constants["columns"]) if m.sparse else 0
@@ -325,13 +329,13 @@ cdef class Engine:
         a = self.arrays = aligned(
             {
                 "pre": (Q,), "v": (N,), "h": (N,), "h_past": (S, P), "eps": (S, Q), "local": (S, P), "modulator": (S, r),
-                "traces": (C, r, Q) if mean else (P * (exact and not sparse and not m.may_defer), r, Q), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
+                "traces": (C, r, Q) if mean else (m.n_places * (exact and not sparse and not m.may_defer), r, Q), "self_traces": (C * own, Q), "class_eps": (S * own, C, Q),
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (-(-N // LANES) * LANES,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "awake_sums": (r * (exact and m.type != NULL and m.activation == RELU and 2 <= r < SLOTS), r, Q), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
-                "keep": (N * masked, N), "factor": (P,), "h_sum": (N * self.plan.measures_h,),
+                "keep": (N * masked, N), "factor": (P,), "factor_by_source": (P,), "factor_of": (r, self._n_places_by_source()), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
                 "eps_owed": (S * m.may_defer, Q), "onto_h": (S * m.may_defer, D), "carried": (S * m.may_defer, r),
                 "eps_placed": (S * m.may_defer, P), "front": (P * m.may_defer,), "heard_count": ((Q + LANES) * m.may_defer, 1 + r),
@@ -340,8 +344,8 @@ cdef class Engine:
                 "type_lanes": (r, r, LANES * (sparse > 0 and self.plan.types is not None)),
                 "own": (P,), "placed": (P,), "eps_dots": (2, S + ROWS),
                 "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
-                "column_sums": (r, N), "u": (r, P), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
-                "readout": (C, P), "self_drive": (2, C),
+                "column_sums": (r, N), "u": (r, m.n_places), "u_by_source": (r, self._n_places_by_source()), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
+                "readout": (C, m.n_places), "self_drive": (2, C),
             },
             self.network.dtype,
         )  # fmt: skip
@@ -358,7 +362,7 @@ cdef class Engine:
         m.back, m.back_drive = address(a["back"]), address(a["back_drive"])
         m.coef, m.old = address(a["coef"]), address(a["old"])
         m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
-        m.keep, m.factor, m.h_sum = address(a["keep"]), address(a["factor"]), address(a["h_sum"])
+        m.keep, m.factor_of, m.h_sum = address(a["keep"]), address(a["factor_of"]), address(a["h_sum"])
         m.sources = address(a["sources"])
         m.eps_owed, m.onto_h, m.carried = address(a["eps_owed"]), address(a["onto_h"]), address(a["carried"])
         m.eps_placed, m.front, m.heard_count = address(a["eps_placed"]), address(a["front"]), address(a["heard_count"])
@@ -370,7 +374,8 @@ cdef class Engine:
         if masked:
             a["keep"][:] = self.network.mask
         self._point_at_rows()
-        m.column_sums, m.u, m.K, m.drive = address(a["column_sums"]), address(a["u"]), address(a["K"]), address(a["drive"])
+        self._bind_places()
+        m.column_sums, m.K, m.drive = address(a["column_sums"]), address(a["K"]), address(a["drive"])
         m.class_drive, m.readout, m.self_drive = address(a["class_drive"]), address(a["readout"]), address(a["self_drive"])
         self._bind_gradient()
 
@@ -388,6 +393,23 @@ cdef class Engine:
             c["keep_rows"] = rows(self.arrays["keep"])
             self.m.keep_rows = <void **>address(c["keep_rows"])
 
+    cdef Py_ssize_t _n_places_by_source(self):
+        return (self.m.n_rec + LANES - 1) // LANES * LANES
+
+    cdef _bind_places(self):
+        """Where each unit has its place: in a block of ROWS of one type; or by source, one after the other, type by type."""
+        cdef Model *m = &self.m
+        c, a, by = self.constants, self.arrays, "_by_source" if m.deferred else ""
+        m.n_places = self._n_places_by_source() if m.deferred else c["unit"].size
+        m.place, m.runs, m.n_runs = <int *>address(c["place" + by]), <int *>address(c["runs" + by]), len(c["runs" + by])
+        m.type_ends, m.u, m.factor = <int *>address(c["type_ends" + by]), address(a["u" + by]), address(a["factor" + by])
+
+    cdef _set_factor(self, factor):
+        c, a = self.constants, self.arrays
+        a["factor"][c["place"]] = a["factor_by_source"][c["place_by_source"]] = factor
+        if self.plan.types is not None:
+            a["factor_of"][self.plan.types, c["place_by_source"]] = factor
+
     cdef _bind_gradient(self):
         cdef Model *m = &self.m
         a = self.arrays
@@ -401,25 +423,25 @@ cdef class Engine:
             self._set_modulation()
         else:  # the means of W are refreshed apart
             self.constants["mu"][:] = plan.mu
-            self.arrays["factor"][self.constants["place"]] = 1 if plan.hbar is None else plan.hbar
+            self._set_factor(1 if plan.hbar is None else plan.hbar)
             self.kernels.derive(&self.m)
 
     cdef _set_modulation(self):
         """Types: the constants of the mean matrix.  Low rank: the filter itself, which does not follow W."""
         cdef Model *m = &self.m
         plan, a, c = self.plan, self.arrays, self.constants
-        a["factor"][c["place"]] = 1 if plan.hbar is None else plan.hbar
+        self._set_factor(1 if plan.hbar is None else plan.hbar)
         if plan.types is not None:
             c["size"][:] = np.bincount(plan.types, minlength=m.rank)
             c["mu"][:] = plan.mu
             a["membership"][plan.types, np.arange(m.n_rec)] = 1
-            a["u"][plan.types, c["place"]] = 1
+            a["u"][plan.types, c["place"]] = a["u_by_source"][plan.types, c["place_by_source"]] = 1
             if m.fixed_taps:
                 a["power_drive"][1 : 1 + m.n_taps] = plan.taps
             self.kernels.refresh(m)
         elif m.rank:
             k, V, mu = m.leak, plan.v, np.broadcast_to(plan.mu, m.n_rec)
-            a["u"][:, c["place"]] = plan.u.T
+            a["u"][:, c["place"]] = a["u_by_source"][:, c["place_by_source"]] = plan.u.T
             a["K"][:] = 0 if plan.one_tap else k * np.eye(m.rank) + (1 - k) * (V * mu) @ plan.u
             a["drive"][c["place"]] = (1 - k) * V.T
             a["class_drive"][:] = (1 - k) * np.eye(m.n_class)
@@ -460,6 +482,7 @@ cdef class Engine:
         m.ahead = m.counted = m.turned = False
         (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
          m.deferred, m.owed_until, self.since_plan) = snapshot["numbers"]
+        self._bind_places()
         own = self.constants | self.arrays
         for name, a in snapshot["arrays"].items():
             if own[name].shape == a.shape:  # else that of a gradient by chunks, which is zero between them
@@ -652,22 +675,27 @@ cdef class Engine:
         self.kernels.settle(m)
         self._make_room(on)
         m.deferred, m.counted, m.ahead, m.turned = on, False, False, False
-        self.constants["awake"][:] = self.arrays["h_past"][m.t % SLOTS] != 0
-        traces, by_source = self.arrays["traces"], self.arrays["by_source"]
-        if m.trace == TRACE_EXACT and len(traces) and on:
-            by_source[: m.n_sources, 1:] = traces[:, :, : m.n_sources].T
+        self._bind_places()
+        c, a, n = self.constants, self.arrays, m.n_sources
+        place = c["place_by_source" if on else "place"]
+        for name in ("h_past", "local"):
+            a[name][...] = 0
+        a["h_past"].ravel()[m.t % SLOTS * m.n_places + place] = a["h"]
+        c["awake"][c["place"]] = a["h"] != 0
+        if m.trace == TRACE_EXACT and len(a["traces"]) and on:
+            a["by_source"][:n, 1:, place] = a["traces"][c["place"], :, :n].transpose(2, 1, 0)
         elif m.trace == TRACE_EXACT and not on:
-            traces[:, :, : m.n_sources] = by_source[: m.n_sources, 1:].T
+            a["traces"][place, :, :n] = a["by_source"][:n, 1:, c["place_by_source"]].transpose(2, 1, 0)
 
     cdef _make_room(self, bint deferred):
         """Allocate where weights and traces are to lie."""
         cdef Model *m = &self.m
-        r, P, dtype = m.rank if m.trace == TRACE_EXACT else 0, self.constants["unit"].size, self.network.dtype
+        r, dtype = m.rank if m.trace == TRACE_EXACT else 0, self.network.dtype
         if deferred and m.by_source == NULL:
-            self.arrays |= aligned({"by_source": (m.n_sources + LANES, 1 + r, P)}, dtype)
+            self.arrays |= aligned({"by_source": (m.n_sources + LANES, 1 + r, self._n_places_by_source())}, dtype)
             m.by_source = address(self.arrays["by_source"])
         if not deferred and m.trace == TRACE_EXACT and not len(self.arrays["traces"]):
-            self.arrays |= aligned({"traces": (P, r, m.stride)}, dtype)
+            self.arrays |= aligned({"traces": (self.constants["unit"].size, r, m.stride)}, dtype)
             m.traces = address(self.arrays["traces"])
 
     cdef inline bint _held(self) noexcept nogil:

@@ -78,10 +78,10 @@ cdef void from_places(Model *m, real *x, const real *placed) noexcept nogil:
 
 cdef void keep_h(Model *m, real *ring) noexcept nogil:
     """h of now for the steps to come."""
-    cdef real *h = ring + slot(m, m.t) * m.n_blocks * ROWS
+    cdef real *h = ring + slot(m, m.t) * m.n_places
     cdef Py_ssize_t i
     to_places(m, h, <const real *>m.h)
-    for i in range(0 if m.deferred else m.n_blocks * ROWS):
+    for i in range(0 if m.deferred else m.n_places):
         m.awake[i] = m.awake[i] << 1 | (h[i] != 0)
 
 

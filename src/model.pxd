@@ -9,7 +9,7 @@ sizes and addresses from here and own nothing.  Arrays are of the network's dtyp
     r = rank           modulators (cell types, or columns of U)
     C = n_class        drives of the `mean` factor (cell types, or rows of V)
     D = n_drive        drives of the `exact` factor (cell types, or the P places of units)
-    P = 4 n_blocks     places of units in their blocks
+    P = n_places       places of units: in their blocks, 4 n_blocks; or by source, one after the other, see pending.pxi
     b = window         steps that the traces may lag behind, see traces.pxi
     S = SLOTS          most that b can be, and one
 
@@ -56,6 +56,7 @@ ctypedef struct Model:
     Team *team                # or NULL: alone
     Py_ssize_t n_in, n_rec, n_out, stride, rank, n_class, n_drive, n_blocks
     Py_ssize_t n_sources      # that there are among the Q
+    Py_ssize_t n_places
     Py_ssize_t window, t      # steps since rest
     Py_ssize_t n_groups       # of blocks, or of sources, that are brought up to date in turn: `window` online, else 1
     Activation activation
@@ -98,7 +99,7 @@ ctypedef struct Model:
 
     # blocks of units
     int *unit                 # (n_blocks, ROWS) units of each block, -1 where there is none
-    int *place                # (N,) where in `unit` each unit is
+    int *place                # (N,) of each unit: where in `unit` it is, or type by type
     int *runs                 # (n_runs, 3) neighbours that are neighbours there: the first one, its place, how many
     Py_ssize_t n_runs
     int *block_type           # (n_blocks,) cell type, 0 where there are none
@@ -119,6 +120,7 @@ ctypedef struct Model:
     bint fixed_taps           # they are the user's, not powers of K
     bint one_tap              # MDGL: the filter forgets at once, K = 0
     void *factor              # (P,) of the `mean` factor by place: 1 (class_drive holds mu), or hbar; 0 where there is no unit
+    void *factor_of           # (r, P) the same, 0 for units of other types; by source
     bint running              # hbar
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
     void *column_sums         # (r, N) sum of W[p, :] over the units p of each type

@@ -29,8 +29,12 @@ cdef extern from "threads.h":
 cdef enum:
     CACHED = 1 << 20  # bytes
 
+cdef enum Classes:  # what counts for a type, or a unit, at some places
+    ONE_TYPE, TWO_TYPES, BY_PLACE
+
 # What waits, of each age: rows by place.
 ctypedef struct Waiting:
+    const void *of_type[2]     # (P,) whether a unit is of this type
     Py_ssize_t n_ages
     const void *local[SLOTS]   # L h
     const void *h[SLOTS]
@@ -42,6 +46,7 @@ ctypedef struct Waiting:
 
 # An update of some sources.
 ctypedef struct Writing:
+    const void *of_type[2]
     void *rows                 # (n_sources, 1 + rank, width)
     Py_ssize_t width           # P
     bint far                   # they are not in the caches of one core: the next ones are called for in time
@@ -56,12 +61,31 @@ ctypedef struct Writing:
     void *coef                 # scratch, see `prepare`
 
 
-cdef inline Py_ssize_t end_of_type(const Model *m, Py_ssize_t a) noexcept nogil:
-    return m.type_ends[a] if m.type != NULL else m.n_blocks * ROWS
+cdef inline Py_ssize_t end_of_part(const Model *m, Py_ssize_t line, Classes *of, Py_ssize_t *type) noexcept nogil:
+    """Past the lines of places, from `line` on, that are of one type, `type`, or past one that is of two."""
+    cdef Py_ssize_t n_lines = m.n_places // LANES, a = 0
+    of[0], type[0] = ONE_TYPE, 0
+    if m.type == NULL:
+        of[0] = BY_PLACE
+        return n_lines
+    while a + 1 < m.rank and m.type_ends[a] <= line * LANES:
+        a += 1
+    type[0] = a
+    if a + 1 == m.rank:
+        return n_lines
+    if m.type_ends[a] // LANES > line:
+        return m.type_ends[a] // LANES
+    of[0] = TWO_TYPES
+    return line + 1
 
 
-cdef inline Py_ssize_t n_of_types(const Model *m) noexcept nogil:
-    return m.rank if m.type != NULL else 1
+cdef inline vec counts_for(const vec *kind, const void *d, Py_ssize_t type, Py_ssize_t v, const void **of_type, Classes of) noexcept nogil:
+    """Of `d`, (types,) or (P,), what counts for vector v of places."""
+    if of == BY_PLACE:
+        return (<const vec *>d)[v]
+    if of == TWO_TYPES:
+        return madd((<const vec *>of_type[0])[v] * spread(kind, d, 0), (<const vec *>of_type[1])[v], spread(kind, d, 1))
+    return spread(kind, d, type)
 
 
 # ---------------------------------------------------------------- between the network's arrays and these
@@ -104,7 +128,7 @@ cdef void turn_back(Model *m, const real *w, Py_ssize_t apart) noexcept nogil:
 
 
 cdef inline Py_ssize_t between_sources(const Model *m) noexcept nogil:
-    return (1 + (m.rank if m.trace == TRACE_EXACT else 0)) * m.n_blocks * ROWS
+    return (1 + (m.rank if m.trace == TRACE_EXACT else 0)) * m.n_places
 
 
 cdef void bring_in(Model *m, real *by_source) noexcept nogil:
@@ -153,7 +177,7 @@ cdef void list_sources(Model *m, const real *s) noexcept nogil:
 
 
 cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:
-    cdef Py_ssize_t V = m.n_blocks * ROWS // (F32_LANES if vec is f32v else F64_LANES), apart = V
+    cdef Py_ssize_t V = m.n_places // (F32_LANES if vec is f32v else F64_LANES), apart = V
     cdef Py_ssize_t n = 0, i, v, n_heard = m.n_heard
     cdef const vec *rows = <const vec *>m.by_source
     cdef const vec *a
@@ -202,15 +226,15 @@ cdef void hear(Model *m, Py_ssize_t first, Py_ssize_t last, real *placed) noexce
         hear_vectors(<f64v *>placed, m, first, last)
 
 
-cdef inline void feel_by(vec *placed, vec *own, const Waiting *it, Py_ssize_t type, Py_ssize_t first, Py_ssize_t last, bint traced, bint each,
+cdef inline void feel_by(vec *placed, vec *own, const Waiting *it, Py_ssize_t type, Py_ssize_t first, Py_ssize_t last, bint traced, Classes of,
                          bint owned) noexcept nogil:
     """placed -= sum_n dots[n] A[n] - added[n] local[n], and with `owned` own = sum_n A[n] eps[n] - front; A = local + onto h."""
-    cdef Py_ssize_t of = per_line(placed), v = first, n, k
+    cdef Py_ssize_t a_line = per_line(placed), v = first, n, k
     cdef vec s[LANES]
     cdef vec t[LANES]
     cdef vec dot, add, onto, x, local
     while v < last:
-        for k in range(of):
+        for k in range(a_line):
             s[k] = placed[v + k]
             if owned:
                 t[k] = -(<const vec *>it.front)[v + k]
@@ -218,40 +242,48 @@ cdef inline void feel_by(vec *placed, vec *own, const Waiting *it, Py_ssize_t ty
             dot = -spread(placed, it.dots, n)
             if traced:
                 add = spread(placed, it.added, n)
-                if not each:
+                if of == ONE_TYPE:
                     onto = spread(placed, it.onto[n], type)
-            for k in range(of):
+            for k in range(a_line):
                 x = local = (<const vec *>it.local[n])[v + k]
                 if traced:
                     s[k] = madd(s[k], add, local)
-                    if each:
-                        onto = (<const vec *>it.onto[n])[v + k]
+                    if of != ONE_TYPE:
+                        onto = counts_for(placed, it.onto[n], type, v + k, it.of_type, of)
                     x = madd(local, onto, (<const vec *>it.h[n])[v + k])
                 s[k] = madd(s[k], dot, x)
                 if owned:
                     t[k] = madd(t[k], x, (<const vec *>it.eps[n])[v + k])
-        for k in range(of):
+        for k in range(a_line):
             placed[v + k] = s[k]
             if owned:
                 own[v + k] = t[k]
-        v += of
+        v += a_line
+
+
+cdef inline void feel_part(vec *placed, vec *own, const Waiting *it, Py_ssize_t type, Py_ssize_t first, Py_ssize_t last, Classes of,
+                           bint owned) noexcept nogil:
+    if owned:
+        feel_by(placed, own, it, type, first, last, True, of, True)
+    else:
+        feel_by(placed, own, it, type, first, last, True, of, False)
 
 
 cdef void feel_vectors(vec *placed, vec *own, const Model *m, const Waiting *it, bint owned) noexcept nogil:
-    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, a, first = 0, last
-    for a in range(n_of_types(m)):
-        last = end_of_type(m, a) // lanes
-        if m.trace != TRACE_EXACT:
-            feel_by(placed, own, it, a, first, last, False, False, False)
-        elif m.type == NULL and owned:
-            feel_by(placed, own, it, a, first, last, True, True, True)
-        elif m.type == NULL:
-            feel_by(placed, own, it, a, first, last, True, True, False)
-        elif owned:
-            feel_by(placed, own, it, a, first, last, True, False, True)
+    cdef Py_ssize_t a_line = per_line(placed), line = 0, end, type
+    cdef Classes of
+    if m.trace != TRACE_EXACT:
+        feel_by(placed, own, it, 0, 0, m.n_places // LANES * a_line, False, ONE_TYPE, False)
+        return
+    while line < m.n_places // LANES:
+        end = end_of_part(m, line, &of, &type)
+        if of == ONE_TYPE:
+            feel_part(placed, own, it, type, line * a_line, end * a_line, ONE_TYPE, owned)
+        elif of == TWO_TYPES:
+            feel_part(placed, own, it, type, line * a_line, end * a_line, TWO_TYPES, owned)
         else:
-            feel_by(placed, own, it, a, first, last, True, False, False)
-        first = last
+            feel_part(placed, own, it, type, line * a_line, end * a_line, BY_PLACE, owned)
+        line = end
 
 
 cdef void dot_terms(Model *m, real *out, void **rows, Py_ssize_t n_rows) noexcept nogil:
@@ -284,7 +316,7 @@ cdef void dot_added(Model *m, real *out, Py_ssize_t n_ages) noexcept nogil:
 
 cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
     """What the last steps' errors take from the products with s_t."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, n, s, n_ages = min(m.window, m.t) + 1, a, i, first = 0
+    cdef Py_ssize_t P = m.n_places, n, s, n_ages = min(m.window, m.t) + 1, a, i, first = 0
     cdef real *dots = <real *>m.eps_dots
     cdef real *added = dots + SLOTS + ROWS
     cdef Waiting it
@@ -297,6 +329,7 @@ cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
     if m.trace == TRACE_EXACT:
         dot_added(m, added, n_ages)
     it.n_ages, it.dots, it.added, it.front = n_ages, dots, added, m.front
+    it.of_type[0], it.of_type[1] = m.u, <real *>m.u + P
     if real is float:
         feel_vectors(<f32v *>placed, <f32v *>own, m, &it, m.trace == TRACE_EXACT and not m.autapses)
     else:
@@ -341,7 +374,7 @@ cdef void place_eps(Model *m, real *placed) noexcept nogil:
 cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept nogil:
     """What this step's error says of the weights is added to what waits; `n_steps`: the most that a group
     lags behind, `carry`: of `carry_back`."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, r = m.rank, s = slot(m, m.t), n, i, a, group
+    cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), n, i, a, group
     cdef real *local = <real *>m.local + s * P
     cdef real *onto
     cdef real *carried
@@ -368,27 +401,31 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept 
             onto[i] += (<const real *>m.back_drive)[n * m.n_drive + i]
 
 
-cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint each) noexcept nogil:
+cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, Classes of) noexcept nogil:
     """What traced terms count for at some places, (n_traced, 1 + rank, size): in the weights, and in the traces."""
-    cdef Py_ssize_t D = it.n_classes, n, a, k
+    cdef Py_ssize_t apart = it.n_classes * sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), n, a, k
     cdef const vec *h
+    cdef const void *drive
     cdef vec d
     for n in range(it.n_traced):
         h = <const vec *>it.h[n] + v
         if owed and it.onto[n] == NULL:
             memcpy(out, <const vec *>it.local[n] + v, size * sizeof(vec))
         elif owed:
-            d = spread(kind, it.onto[n], it.type)
+            if of == ONE_TYPE:
+                d = spread(kind, it.onto[n], it.type)
             for k in range(size):
-                if each:
-                    d = (<const vec *>it.onto[n])[v + k]
+                if of != ONE_TYPE:
+                    d = counts_for(kind, it.onto[n], it.type, v + k, it.of_type, of)
                 out[k] = d * h[k] if it.local[n] == NULL else madd((<const vec *>it.local[n])[v + k], d, h[k])
         for a in range(rank):
             out += size
-            d = spread(kind, it.drives[n], a * D + it.type)
+            drive = <const char *>it.drives[n] + a * apart
+            if of == ONE_TYPE:
+                d = spread(kind, drive, it.type)
             for k in range(size):
-                if each:
-                    d = (<const vec *>it.drives[n])[a * (it.width // (F32_LANES if vec is f32v else F64_LANES)) + v + k]
+                if of != ONE_TYPE:
+                    d = counts_for(kind, drive, it.type, v + k, it.of_type, of)
                 out[k] = d * h[k]
         out += size
 
@@ -451,7 +488,7 @@ cdef inline void write_some(vec *row, const Writing *it, const vec *coef, const 
 
 
 cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
-                          bint owed, bint each) noexcept nogil:
+                          bint owed, Classes of) noexcept nogil:
     """By stretches of places: what terms count for there stays in the first cache."""
     cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, size = sizeof(vec) // lanes
     cdef Py_ssize_t wide = 1 if rank else 2, stop, at, q, n  # eight chains of additions, twelve with two traces
@@ -461,8 +498,12 @@ cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, 
     cdef vec *rows
     while v < end:
         stop, q = min(v + STRETCH_WRITTEN * per_line(kind), end), first
-        if rank:
-            prepare(kind, coef, it, v, stop - v, rank, owed, each)
+        if rank and of == ONE_TYPE:
+            prepare(kind, coef, it, v, stop - v, rank, owed, ONE_TYPE)
+        elif rank and of == TWO_TYPES:
+            prepare(kind, coef, it, v, stop - v, rank, owed, TWO_TYPES)
+        elif rank:
+            prepare(kind, coef, it, v, stop - v, rank, owed, BY_PLACE)
         for n in range(it.n_traced if rank else 0, it.n_terms):
             rest[n] = <const vec *>it.local[n] + v
             if it.far and not rank:  # whole rows apart, they would be in each other's way in the first cache
@@ -482,24 +523,23 @@ cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, 
 
 
 cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
-                        bint owed, bint each) noexcept nogil:
+                        bint owed, Classes of) noexcept nogil:
     if rank == 0:
-        write_by(kind, it, first, last, v, end, 0, True, False)
+        write_by(kind, it, first, last, v, end, 0, True, of)
     elif rank == 1 and owed:
-        write_by(kind, it, first, last, v, end, 1, True, each)
+        write_by(kind, it, first, last, v, end, 1, True, of)
     elif rank == 1:
-        write_by(kind, it, first, last, v, end, 1, False, each)
-    elif owed and each:
-        write_by(kind, it, first, last, v, end, 2, True, True)
+        write_by(kind, it, first, last, v, end, 1, False, of)
     elif owed:
-        write_by(kind, it, first, last, v, end, 2, True, False)
+        write_by(kind, it, first, last, v, end, 2, True, of)
     else:
-        write_by(kind, it, first, last, v, end, 2, False, each)
+        write_by(kind, it, first, last, v, end, 2, False, of)
 
 
 cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *scratch, real *coef) noexcept nogil:
     """Bring the weights and the traces of a group of sources up to date, for some lines of places."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, n_steps = m.t - m.since[group], n, a, s, begin = first, end
+    cdef Py_ssize_t P = m.n_places, Q = m.stride, n_steps = m.t - m.since[group], n, a, s, line = first, end
+    cdef Classes of
     cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0, q = m.bounds[group], q_end = m.bounds[group + 1]
     cdef bint owed = m.since[group] < m.owed_until
     cdef Writing it
@@ -518,24 +558,24 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
         s = slot(m, m.t - n)
         it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.eps + s * Q, coef + n * P if m.frozen else <real *>m.local + s * P
         it.n_terms += 1
-    if m.trace == TRACE_MEAN:
-        it.n_terms += 1
-    for a in range(n_of_types(m)):
-        end = min(end_of_type(m, a) // LANES, last)
-        it.type = a
-        if m.trace == TRACE_MEAN:
-            it.terms[it.n_terms - 1], it.local[it.n_terms - 1] = <real *>m.class_sums + a * Q, m.factor
-        if begin < end:
-            if real is float:
-                write_vectors(<const f32v *>NULL, &it, q, q_end, begin * (LANES // F32_LANES), end * (LANES // F32_LANES), rank, owed, m.type == NULL)
-            else:
-                write_vectors(<const f64v *>NULL, &it, q, q_end, begin * (LANES // F64_LANES), end * (LANES // F64_LANES), rank, owed, m.type == NULL)
-            begin = end
+    it.of_type[0], it.of_type[1] = m.u, <real *>m.u + P
+    n = it.n_terms
+    while line < last:
+        end, it.n_terms = min(end_of_part(m, line, &of, &it.type), last), n
+        for a in range(m.rank if m.trace == TRACE_MEAN else 0):
+            if of == TWO_TYPES or a == it.type:
+                it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.class_sums + a * Q, <real *>m.factor_of + a * P
+                it.n_terms += 1
+        if real is float:
+            write_vectors(<const f32v *>NULL, &it, q, q_end, line * (LANES // F32_LANES), end * (LANES // F32_LANES), rank, owed, of)
+        else:
+            write_vectors(<const f64v *>NULL, &it, q, q_end, line * (LANES // F64_LANES), end * (LANES // F64_LANES), rank, owed, of)
+        line = end
 
 
 cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     """Bring the weights and the traces of one group of sources up to date; `coef`: if they were frozen, what eps count for in the weights."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, Q = m.stride, rank = m.rank if m.trace == TRACE_EXACT else 0, n_steps = m.t - m.since[group]
+    cdef Py_ssize_t P = m.n_places, Q = m.stride, rank = m.rank if m.trace == TRACE_EXACT else 0, n_steps = m.t - m.since[group]
     cdef Py_ssize_t first = m.bounds[group], last = m.bounds[group + 1], units = min(last, m.n_rec), n, p, a, at, apart = (1 + rank) * P
     cdef bint owed = m.since[group] < m.owed_until
     cdef real *kept = <real *>m.input
@@ -572,6 +612,26 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     m.since[group] = m.t
 
 
+cdef void chunk_terms(Model *m, Py_ssize_t n_steps, real *coef) noexcept nogil:
+    """What eps of each step of a chunk count for in the weights, (n_steps + 1, P), as `gradient_terms` has it."""
+    cdef Py_ssize_t P = m.n_places, n, a, i, first, last
+    cdef const real *local
+    cdef const real *h
+    cdef const real *onto
+    for n in range(n_steps + 1):
+        local, h = <const real *>m.local + slot(m, m.t - n) * P, <const real *>m.h_past + slot(m, m.t - n) * P
+        onto, first = <const real *>m.back_drive + n * m.n_drive, 0
+        memset(coef, 0, P * sizeof(real))
+        if n < n_steps and m.erred[slot(m, m.t - n)]:
+            memcpy(coef, local, P * sizeof(real))
+        for a in range((m.rank if m.type != NULL else 1) if n and m.trace == TRACE_EXACT else 0):
+            last = m.type_ends[a]
+            for i in range(first, last):
+                coef[i] += (onto[i] if m.type == NULL else onto[a]) * h[i]
+            first = last
+        coef += P
+
+
 cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
     """The end of a chunk of steps during which the weights stood still: with `learn` their update, and the traces after it."""
     cdef Py_ssize_t n_steps = m.t - m.since[0]
@@ -581,7 +641,7 @@ cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
         if m.trace == TRACE_EXACT:
             carry_back(m, n_steps, <real *>m.back)
             memcpy(m.carried, <real *>m.back + (SLOTS + n_steps) * m.rank, m.rank * sizeof(real))
-        gradient_terms(m, n_steps, 0, 1, coef)
+        chunk_terms(m, n_steps, coef)
         m.owed_until, m.unwritten = m.t, True
     write_group(m, 0, coef)
 
@@ -590,7 +650,7 @@ cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
 
 cdef void take_part(Model *m, bint write, Py_ssize_t group, int place, int n, const real *_) noexcept nogil:
     """One thread's part of a piece of work: the same places every time, which its caches may still hold."""
-    cdef Py_ssize_t n_lines = m.n_blocks * ROWS // LANES, first = n_lines * place // n, last = n_lines * (place + 1) // n
+    cdef Py_ssize_t n_lines = m.n_places // LANES, first = n_lines * place // n, last = n_lines * (place + 1) // n
     if write:
         write_lines(m, group, first, last, <real *>m.counts + place * 3 * SLOTS * STRETCH_WRITTEN * LANES, <real *>m.coef)
     else:
@@ -629,7 +689,7 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
     cdef Py_ssize_t n = m.n_rec, Q = m.stride, p, b
     cdef const real *h = <const real *>m.h
     cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
-    cdef const real *local = <real *>m.local + slot(m, m.t) * m.n_blocks * ROWS
+    cdef const real *local = <real *>m.local + slot(m, m.t) * m.n_places
     cdef real *product = scratch
     cdef real *learned = scratch + Q
     cdef real out[ROWS]
@@ -646,7 +706,7 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
 
 cdef void follow_rows(Model *m, bint learn, real *diagonal) noexcept nogil:
     """`mean`: the diagonal of what waits, and the sums over types of W, after this step."""
-    cdef Py_ssize_t n = m.n_rec, P = m.n_blocks * ROWS, Q = m.stride, r = m.rank, s = slot(m, m.t), a, b, i, first = 0
+    cdef Py_ssize_t n = m.n_rec, P = m.n_places, Q = m.stride, r = m.rank, s = slot(m, m.t), a, b, i, first = 0
     cdef const real *eps = <real *>m.eps + s * Q
     cdef const real *local = <real *>m.local + s * P
     cdef const real *rows = <const real *>m.class_rows
@@ -718,7 +778,7 @@ cdef void sum_rows_by_type(Model *m, const real *w) noexcept nogil:
 
 cdef void sum_by_source(Model *m, double *sums, Py_ssize_t c, const real *by_source) noexcept nogil:
     """(r, r) [post, pre] over types: of the weights, or of the traces c - 1."""
-    cdef Py_ssize_t r = m.rank, P = m.n_blocks * ROWS, apart = between_sources(m), a, q = 0, i
+    cdef Py_ssize_t r = m.rank, P = m.n_places, apart = between_sources(m), a, q = 0, i
     cdef const real *row
     cdef const real *of_type
     cdef real out[TOGETHER]
@@ -735,7 +795,7 @@ cdef void sum_by_source(Model *m, double *sums, Py_ssize_t c, const real *by_sou
 
 cdef void take_stock(Model *m, real *_) noexcept nogil:
     """Before updates wait again: everything is up to date, and the sums are taken from W and R themselves."""
-    cdef Py_ssize_t r = m.rank, P = m.n_blocks * ROWS, s = slot(m, m.t), c, i
+    cdef Py_ssize_t r = m.rank, P = m.n_places, s = slot(m, m.t), c, i
     cdef real *placed = <real *>m.eps_placed + s * P
     m.counted = True
     memset(m.eps_owed, 0, SLOTS * m.stride * sizeof(real))

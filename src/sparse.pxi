@@ -200,7 +200,7 @@ cdef void pass_over(Model *m, bint advance, bint learn, real *sums) noexcept nog
     `sums` (r, r, 64 bytes) [post, pre]: of the weights by type; or NULL.  What four units read is gathered before they
     are worked on: what has just been stored in small parts cannot be loaded as a whole yet.
     """
-    cdef Py_ssize_t L = 16 if real is float else 8, P = m.n_blocks * ROWS, n_mod = m.rank if m.trace == TRACE_EXACT and advance else 0
+    cdef Py_ssize_t L = 16 if real is float else 8, P = m.n_places, n_mod = m.rank if m.trace == TRACE_EXACT and advance else 0
     cdef Py_ssize_t block, i, a, c
     cdef Py_ssize_t *at = m.starts
     cdef real *lanes = <real *>m.gathered + 4 * m.packed_width
@@ -261,7 +261,7 @@ cdef void packed_input(Model *m, real *out, const real *x) noexcept nogil:
     cdef Py_ssize_t n_inputs = m.n_in + (m.b_rec != NULL), i, q
     cdef const real *w
     cdef real total
-    for i in range(m.n_blocks * ROWS):
+    for i in range(m.n_places):
         if m.unit[i] >= 0:
             w, total = <real *>m.packed + m.inputs_at[i], 0
             for q in range(n_inputs):
@@ -284,7 +284,7 @@ cdef void scatter(Model *m, const real *packed) noexcept nogil:
     """What has been learned, into the network's own arrays."""
     cdef Py_ssize_t i, j
     cdef real *w
-    for i in range(m.n_blocks * ROWS):
+    for i in range(m.n_places):
         for j in range(m.starts[i], m.starts[i + 1]):
             w = home(m, m.unit[i], m.columns[j], packed)
             if w != NULL:
@@ -301,7 +301,7 @@ cdef bint gather(Model *m, real *packed) noexcept nogil:
     w = <const real *>m.w_rec
     for j in range(m.n_rec * m.n_rec):
         left += w[j] != 0
-    for i in range(m.n_blocks * ROWS):
+    for i in range(m.n_places):
         for j in range(m.starts[i], m.starts[i + 1]):
             w = home(m, m.unit[i], m.columns[j], packed)
             packed[j] = w[0] if w != NULL else 0

@@ -35,7 +35,7 @@ cdef Tile open_tile(Model *m, Py_ssize_t rank, const void *carry) noexcept nogil
     cdef Tile tile
     memset(&tile, 0, sizeof(Tile))
     tile.stride, tile.rank, tile.carry = m.stride, rank, <void *>carry
-    tile.terms, tile.coef, tile.n_places = m.terms, m.coef, m.n_blocks * ROWS
+    tile.terms, tile.coef, tile.n_places = m.terms, m.coef, m.n_places
     return tile
 
 
@@ -147,7 +147,7 @@ cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps, Py_ssize_t first, P
     Of n steps ago: L h where there was an error to learn from, and in `exact` what modulators carry back to it.
     A block whose traces are younger uses fewer.  Online, there is no error but that of now.
     """
-    cdef Py_ssize_t P = m.n_blocks * ROWS, n, p, s
+    cdef Py_ssize_t P = m.n_places, n, p, s
     cdef const real *local
     cdef real *c
     for n in range(n_steps + 1):
@@ -175,7 +175,7 @@ cdef void own_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *
 
 cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *rows, real *coef) noexcept nogil:
     """Append the nonlocal term of the `mean` factor: the row of the type, or sum_c mu[p] V[c, p] rows[c]."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, c, i
+    cdef Py_ssize_t P = m.n_places, c, i
     for c in range(m.n_class):
         if m.type != NULL and c != m.block_type[block]:
             continue
@@ -192,7 +192,7 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
 cdef void block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t r, Py_ssize_t a, void **rows, real *coef) noexcept nogil:
     """Rows of the last steps, [n] of n steps ago, and what they count for, (2, SLOTS, ROWS), in the traces of four units: of
     modulators a and a + 1."""
-    cdef Py_ssize_t P = m.n_blocks * ROWS, D = m.n_drive, n, s = slot(m, m.t)
+    cdef Py_ssize_t P = m.n_places, D = m.n_drive, n, s = slot(m, m.t)
     cdef bint each = m.type == NULL
     cdef real *r0 = coef
     cdef real *r1 = r0 + SLOTS * ROWS
@@ -508,7 +508,7 @@ cdef void close_chunk(Model *m, real *coef) noexcept nogil:
     d_t = m_t + k d_{t+1} + (1-k) h_t (W^T d_{t+1}),   m = h L,   and a = what d_{t0-1} would be without an error there:
     grad += sum_t (1-k) d_t s_t^T + a eps_{t0-1}^T + sum_c (U^T a)[c] R_{t0-1}[c].  Then the traces R follow.
     """
-    cdef Py_ssize_t n_steps = m.t - m.since[0], P = m.n_blocks * ROWS, block, n, p, at
+    cdef Py_ssize_t n_steps = m.t - m.since[0], P = m.n_places, block, n, p, at
     cdef bint exact = m.trace == TRACE_EXACT, held = m.since[0] > 0, owed = any_error(m, n_steps)
     cdef real leak = <real>m.leak, take = <real>(1 - m.leak)
     cdef real *d = <real *>m.input
@@ -582,7 +582,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
 cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nogil:
     """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
     cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.n_groups, block, p, n_steps = 0
-    cdef real *local = <real *>m.local + s * m.n_blocks * ROWS
+    cdef real *local = <real *>m.local + s * m.n_places
     cdef real *modulator = <real *>m.modulator + s * r
     cdef real *coef = <real *>m.coef
     cdef real *learned = <real *>m.input
@@ -600,7 +600,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
             learned[p] = scale * signal[p] * h[p]
         to_places(m, local, learned)
         if r:
-            matvec(modulator, <const real *>m.u, local, r, m.n_blocks * ROWS)
+            matvec(modulator, <const real *>m.u, local, r, m.n_places)
     if m.follows and m.trace == TRACE_EXACT:
         memcpy(<real *>m.past_K + s * r * r, m.K, r * r * sizeof(real))
         memcpy(<real *>m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))

@@ -9,16 +9,16 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     m.t = m.owed_until = 0
     m.ahead = m.driven = False
     if m.sparse and m.trace == TRACE_EXACT:
-        memset(m.packed_traces, 0, m.rank * m.starts[m.n_blocks * ROWS] * sizeof(real))
+        memset(m.packed_traces, 0, m.rank * m.starts[m.n_places] * sizeof(real))
     if m.may_defer:
         memset(m.eps_owed, 0, SLOTS * Q * sizeof(real))
-        memset(m.eps_placed, 0, SLOTS * m.n_blocks * ROWS * sizeof(real))
-        memset(m.own, 0, m.n_blocks * ROWS * sizeof(real))
-        memset(m.front, 0, m.n_blocks * ROWS * sizeof(real))
-        memset(m.local, 0, m.n_blocks * ROWS * sizeof(real))
+        memset(m.eps_placed, 0, SLOTS * m.n_places * sizeof(real))
+        memset(m.own, 0, m.n_places * sizeof(real))
+        memset(m.front, 0, m.n_places * sizeof(real))
+        memset(m.local, 0, m.n_places * sizeof(real))
         memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
     for q in range(m.n_sources if m.by_source != NULL and m.trace == TRACE_EXACT else 0):
-        memset(<real *>m.by_source + q * between_sources(m) + m.n_blocks * ROWS, 0, m.rank * m.n_blocks * ROWS * sizeof(real))
+        memset(<real *>m.by_source + q * between_sources(m) + m.n_places, 0, m.rank * m.n_places * sizeof(real))
     if m.may_defer and m.rank:
         memset(m.trace_sums, 0, m.rank * m.rank * m.rank * sizeof(double))
         memset(m.step_sums, 0, 8 * m.rank * sizeof(double))
@@ -30,7 +30,7 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     if m.b_rec != NULL:
         pre[n + m.n_in] = 1
     activate(pre, <real *>m.h, v, n, m.activation)
-    memset(m.awake, 0, m.n_blocks * ROWS * sizeof(m.awake[0]))
+    memset(m.awake, 0, m.n_places * sizeof(m.awake[0]))
     keep_h(m, <real *>m.h_past)
     if m.instant:
         follow_activity(m, <const real *>m.h)
@@ -215,7 +215,7 @@ cdef void through_modulators(Model *m, real *back, const real *lam) noexcept nog
         placed[m.place[p]] = lam[p]
         back[p] = 0
     if r:
-        matvec(modulator, <const real *>m.u, placed, r, m.n_blocks * ROWS)
+        matvec(modulator, <const real *>m.u, placed, r, m.n_places)
     for p in range(m.n_rec):
         for a in range(r):
             back[p] += drive[m.drive_class[p] * r + a] * modulator[a]
@@ -235,7 +235,7 @@ cdef void through_taps(Model *m, real *back, const real *direct, Py_ssize_t t, P
                 back[p] += F[(n * r + a) * D + m.drive_class[p]] * modulator[a]
     for p in range(m.n_rec):
         placed[m.place[p]] = direct[p]
-    matvec(<real *>m.modulator + slot(m, t) * r, <const real *>m.u, placed, r, m.n_blocks * ROWS)
+    matvec(<real *>m.modulator + slot(m, t) * r, <const real *>m.u, placed, r, m.n_places)
 
 
 cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_steps) noexcept nogil:
@@ -337,7 +337,7 @@ cdef void truncated(Model *m, Record *rec, Py_ssize_t horizon, real *d, Py_ssize
 cdef void add_products(Model *m, const real *rows, const real *sources, Py_ssize_t n_steps) noexcept nogil:
     """grad[p, q] += sum_t rows[t, p] sources[t, q]; many steps for each pass over grad.  (N, Q), (T, N), (T, Q)."""
     cdef real *coef = <real *>m.coef
-    cdef Py_ssize_t block, p, t, first = 0, last, n = m.n_rec, P = m.n_blocks * ROWS
+    cdef Py_ssize_t block, p, t, first = 0, last, n = m.n_rec, P = m.n_places
     memset(coef, 0, SLOTS * P * sizeof(real))
     while first < n_steps:
         last = min(first + SLOTS, n_steps)
