@@ -106,6 +106,7 @@ class Engine:
         self,
         x: _Floats,
         target: _Floats | SupportsIndex | None = None,
+        *,
         signal: _Floats | None = None,
         learn: bool = True,
     ) -> _Floats: ...

@@ -91,7 +91,7 @@ class Learner:
         self._feedback = _feedback(rule.feedback, network, rng)
         self._rng = checks.generator("rng", rng) if self._plan.stepwise == "uoro" else None
         self._optimizer_state = optimizer.start(network.weights)
-        self._engine = self._new_engine(self.update == "step")
+        self._bind(self._new_engine(self.update == "step"))
         self._workers: list[Engine] = []
         self._pool: ThreadPoolExecutor | None = None
         self._warned = self._plan.instant  # its K is that of one step: nothing follows for the next
@@ -142,6 +142,13 @@ class Learner:
                 raise ValueError(f"{name}: expected no weights where mask, dale or autapses allow none")
         return cls(net, rule, loss=loss, optimizer=optimizer, update=update, threads=threads, rng=rng)
 
+    def _bind(self, engine):
+        """`step` becomes the engine's own, with the same arguments: a call from Python to Python would take a tenth of a small
+        network's step."""
+        self._engine = engine
+        if type(self).step is Learner.step:
+            self.__dict__["step"] = engine.step
+
     def _new_engine(self, online):
         how = {"online": online, "lr": self.optimizer.lr, "on_unstable": self._warn}
         if self._plan.stepwise:
@@ -175,7 +182,7 @@ class Learner:
         FloatingPointError
             If the readout is not finite; the weights have not changed.
         """
-        return self._engine.step(x, target, signal, learn)
+        return self._engine.step(x, target, signal=signal, learn=learn)
 
     def run(self, xs, targets=None, mask=None, *, learn=True, chunk=1) -> np.ndarray:
         """`step` over a stream, the same loop in C and the same numbers.
@@ -499,14 +506,16 @@ class Learner:
 
     def __getstate__(self):
         """For pickle and copy.deepcopy: everything, in mid-stream too, but the threads and the times of `latency`."""
-        return self.__dict__ | {"_engine": self._engine.snapshot(), "_workers": [], "_pool": None, "_planned_for": -1}
+        state = self.__dict__ | {"_engine": self._engine.snapshot(), "_workers": [], "_pool": None, "_planned_for": -1}
+        state.pop("step", None)
+        return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._h_mean = self._h_mean.copy()  # what comes may be read-only, as memory that processes share is
         self._feedback = None if self._feedback is None else self._feedback.copy()
         self._optimizer_state = {name: array.copy() for name, array in self._optimizer_state.items()}
-        self._engine = self._new_engine(self.update == "step")
+        self._bind(self._new_engine(self.update == "step"))
         self._engine.take_over(state["_engine"])
 
     def state(self) -> dict[str, np.ndarray]:

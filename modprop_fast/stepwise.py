@@ -42,7 +42,7 @@ class Stepwise:
         """The gradient, (N, Q) and of the readout."""
         return {name: self.engine.arrays[name] for name in Engine.GRADIENT} | {"grad": self.influence.grad}
 
-    def step(self, x, target=None, signal=None, learn=True):
+    def step(self, x, target=None, *, signal=None, learn=True):
         """`Learner.step`."""
         began = perf_counter_ns()
         with self._alone("step"):
@@ -83,7 +83,7 @@ class Stepwise:
         self.influence.follow(w)
         if self.influence.unstable and self.on_unstable is not None:
             self.on_unstable()
-        y = self.engine.step(x, target, signal, learn)
+        y = self.engine.step(x, target, signal=signal, learn=learn)
         s = state["pre"][: self.influence.shape[1]].astype(float)
         s[:n] = z
         with np.errstate(over="ignore", invalid="ignore"):  # an update by what is not finite is refused

@@ -564,7 +564,7 @@ cdef class Engine:
         error = ValueError if same_type or (isinstance(value, np.ndarray) and value.dtype == self.network.dtype) else TypeError
         raise error(f"{name}: expected a C-contiguous {self.network.dtype} array of shape ({n},), got {describe(value)}")
 
-    def step(self, x, target=None, signal=None, bint learn=True):
+    def step(self, x, target=None, *, signal=None, bint learn=True):
         """`Learner.step`."""
         cdef Py_buffer x_view, t_view
         cdef ErrorSource source = FROM_NOTHING
