@@ -14,7 +14,7 @@
 
 cdef extern from *:
     """
-    #if defined(__GNUC__) || defined(__clang__)
+    #if (defined(__GNUC__) || defined(__clang__)) && !defined(MPF_PLAIN)  /* -DMPF_PLAIN: as other compilers see it */
       #if defined(__AVX512F__)
         #define MPF_BYTES 64
       #elif defined(__AVX__)
@@ -206,6 +206,11 @@ cdef inline Py_ssize_t per_line(const vec *_) noexcept nogil:
     return LANES // (F32_LANES if vec is f32v else F64_LANES)
 
 
+cdef inline Py_ssize_t in_64_bytes(const vec *_) noexcept nogil:
+    """Vectors in as many bytes."""
+    return 64 // <Py_ssize_t>sizeof(vec)
+
+
 cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x,
                              Py_ssize_t n_lines) noexcept nogil:
     """s[i] (64 bytes each) += products w_i x, line by line.
@@ -213,7 +218,7 @@ cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void 
     A dot product alone waits for its own additions: several chains of them hide the wait, and x is loaded
     once for four rows.
     """
-    cdef Py_ssize_t of = LANES // F32_LANES, q, k
+    cdef Py_ssize_t of = in_64_bytes(s), q, k
     cdef vec v
     for q in range(n_lines):
         for k in range(of):
@@ -230,7 +235,7 @@ cdef inline void dot_lines(vec *s, const void *w0, const void *w1, const void *w
     cdef Py_ssize_t L = 16 if vec is f32v else 8
     cdef Py_ssize_t k, rest = (n - L) * (64 // L), begin = first * 64
     if first == 0:
-        for k in range(ROWS * (LANES // F32_LANES)):
+        for k in range(ROWS * in_64_bytes(s)):
             s[k] = spread(s, &ZERO, 0)
     dot_vectors(s, <char *>w0 + begin, <char *>w1 + begin, <char *>w2 + begin, <char *>w3 + begin, <char *>x + begin, n // L - first)
     if n % L:
@@ -386,7 +391,7 @@ cdef inline vec keep_sign(vec w, const vec *sign) noexcept nogil:
 cdef inline void descend_one(vec *s, const Tile *it, const vec *few, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t rank, Py_ssize_t n_few) noexcept nogil:
     """Vector q of `descend`; `s`: where its products go, of a row and of the next so many chains apart; `few`: the coefficients
     of one or two terms, if there are no more and nothing is said of single weights."""
-    cdef Py_ssize_t chains = LANES // F32_LANES, i
+    cdef Py_ssize_t chains = in_64_bytes(s), i
     cdef const vec *sign
     cdef vec g[ROWS]
     cdef vec x, a, b, c, d
@@ -421,7 +426,7 @@ cdef inline void descend_body(const vec *kind, const Tile *given, Py_ssize_t ran
     cdef Tile copy = given[0]  # that no store can touch
     cdef const Tile *it = &copy
     cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES
-    cdef Py_ssize_t of = per_line(kind), chains = LANES // F32_LANES, n_lines = it.n // LANES, n_vectors = it.stride // lanes
+    cdef Py_ssize_t of = per_line(kind), chains = in_64_bytes(kind), n_lines = it.n // LANES, n_vectors = it.stride // lanes
     cdef Py_ssize_t line, k, i, q = 0
     cdef vec *dots = <vec *>it.dots
     cdef vec *tail = <vec *>it.tail + of

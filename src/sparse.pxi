@@ -17,7 +17,7 @@ cdef extern from *:
         #define MPF_SHUFFLE __builtin_shufflevector
       #endif
     #endif
-    #ifdef MPF_SHUFFLE
+    #if defined(MPF_SHUFFLE) && !defined(MPF_PLAIN)
       static inline void mpf_take_f32(float *z, float *eps, float *term, float *sign, const float *table, const int *q) {
           mpf_f32x4 a = *(mpf_f32x4 *)(table + 4 * q[0]), b = *(mpf_f32x4 *)(table + 4 * q[1]);
           mpf_f32x4 c = *(mpf_f32x4 *)(table + 4 * q[2]), d = *(mpf_f32x4 *)(table + 4 * q[3]);
@@ -132,7 +132,7 @@ cdef inline void trace_body(const vec *kind, const Row *row, Py_ssize_t r) noexc
 
 cdef inline void weight_body(vec *s, const Row *row, bint learn, bint term, bint sign) noexcept nogil:
     """w -= local eps + factor term, with signs;  s (64 bytes) = lanes of w . z."""
-    cdef Py_ssize_t of = LANES // F32_LANES, lanes = F32_LANES if vec is f32v else F64_LANES, width = row.width // lanes, line, k, q = 0
+    cdef Py_ssize_t of = in_64_bytes(s), lanes = F32_LANES if vec is f32v else F64_LANES, width = row.width // lanes, line, k, q = 0
     cdef vec *W = <vec *>row.w
     cdef const vec *source = <const vec *>row.gathered
     cdef vec local = spread(s, row.local, 0), factor = spread(s, row.factor, 0), w, g
@@ -158,7 +158,7 @@ cdef inline void weight_body(vec *s, const Row *row, bint learn, bint term, bint
 
 cdef inline void add_types(vec *sums, const Row *row, Py_ssize_t r) noexcept nogil:
     """sums[b] += lanes of the weights of type b of pre, which stop at stops[b]; lines that two types share count by parts."""
-    cdef Py_ssize_t of = LANES // F32_LANES, L = of * (F32_LANES if vec is f32v else F64_LANES), size = 64 // L, b, line, k, at, stop, first = 0
+    cdef Py_ssize_t of = in_64_bytes(sums), L = of * (F32_LANES if vec is f32v else F64_LANES), size = 64 // L, b, line, k, at, stop, first = 0
     cdef const vec *w = <const vec *>row.w
     cdef const char *ones = <const char *>row.pick + LANES * size  # zeros before it, ones from it on
     cdef vec v
