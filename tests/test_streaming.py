@@ -1,12 +1,16 @@
 """Steps, streams, updates and trials: what is the same must be the same to the bit."""
 
 import gc
+import itertools
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,6 +198,44 @@ def test_every_instruction_set_computes_the_same(problem):
         assert np.array_equal(found[isa][0], found[FUSED[0]][0]) and same_bits(found[isa][1], found[FUSED[0]][1])
     for isa in FUSED[:1] if problem.net.activation == "tanh" else ():  # a relu unit near its threshold may be on either side
         assert_close(found[isa][1], found["baseline"][1], 1e-4)
+
+
+def learned_in_all_ways():
+    """Weights and gradients by way of learning, of networks with many connections and with few."""
+    out = {}
+    for dtype, rule, n_rec, update in itertools.product(("float32", "float64"), ("exact", "mean", "e-prop"), (21, 70), ("step", "apply")):
+        rng = np.random.default_rng(0)
+        mask = rng.random((n_rec, n_rec)) < 0.15 if n_rec == 70 else None
+        net = mf.Network(2, n_rec, 1, types={"E": 0.6, "I": 0.4}, activation="tanh", dtype=dtype, mask=mask, rng=rng)
+        learner = mf.Learner(net, RULES[rule], optimizer=mf.SGD(0.01), update=update)
+        learner.run(rng.normal(size=(40, 2)).astype(dtype), rng.normal(size=(40, 1)).astype(dtype))
+        of = net.weights if update == "step" else learner.accumulated
+        out |= {f"{dtype} {rule} {n_rec} {update} {name}": array.copy() for name, array in of.items()}
+    return out
+
+
+PLAIN = """
+import sys, importlib.util as util, numpy as np
+spec = util.spec_from_file_location("modprop_fast._kernels_baseline", sys.argv[1])
+sys.modules[spec.name] = module = util.module_from_spec(spec)
+spec.loader.exec_module(module)
+import test_streaming
+np.savez(sys.argv[2], **test_streaming.learned_in_all_ways())
+"""
+
+
+def test_a_compiler_without_vector_types_makes_the_same_of_it(tmp_path):
+    source, cc = Path(core.__file__).parents[1] / "src" / "kernels_baseline.c", shutil.which("gcc")
+    if not source.exists() or cc is None:
+        pytest.skip("no gcc, or not built in this tree")
+    module, found = tmp_path / "plain.so", tmp_path / "found.npz"
+    flags = ["-O0", "-w", "-shared", "-fPIC", "-DMPF_PLAIN", f"-I{source.parent}", f"-I{sysconfig.get_path('include')}"]
+    subprocess.run([cc, *flags, str(source), "-o", str(module)], check=True)
+    env = os.environ | {"MODPROP_FAST_ISA": "baseline"}
+    subprocess.run([sys.executable, "-c", PLAIN, str(module), str(found)], check=True, env=env, cwd=Path(__file__).parent)
+    with np.load(found) as plain:
+        for name, array in learned_in_all_ways().items():
+            assert_close({name: plain[name]}, {name: array}, 1e-10 if name.startswith("float64") else 1e-4)
 
 
 def test_the_instruction_sets_of_this_processor_were_compared():
