@@ -8,7 +8,8 @@ One step, in the order of the files below (k = leak, s_t = [z_{t-1} | x_t | 1], 
     traces       R[p] = K R[p] + (1-k) V[:, p] h_{t-1}[p] eps_{t-1}        (r, Q) for every unit p
     gradient     dW[p] = L[p] h[p] eps + m R[p],   accumulated or descended at once
 
-With few connections, online, the last two and W z are one pass over these alone (sparse.pxi).
+Online, weights and traces lie by source where updates may wait, and a silent source is not read (pending.pxi); with few
+connections the last two and W z are one pass over these alone (sparse.pxi).
 
 Rules of these files.  One body per formula, over the fused type `real`; `kernel_table` at the end lists the
 float32 and float64 names.  A kernel takes outputs, inputs, scalars, sizes; it allocates nothing, knows
@@ -35,7 +36,9 @@ include "linear.pxi"
 include "forward.pxi"
 include "sparse.pxi"
 include "traces.pxi"
+include "by_source.pxi"
 include "pending.pxi"
+include "sums.pxi"
 include "filter.pxi"
 include "trials.pxi"
 
