@@ -10,7 +10,7 @@
 
 
 cdef enum:
-    CACHED = 1 << 20  # bytes
+    CACHED = 1 << 20  # bytes of weights and traces: more are called for before they are written
 
 cdef enum Classes:  # what counts for a type, or a unit, at some places
     ONE_TYPE, TWO_TYPES, BY_PLACE

@@ -138,7 +138,7 @@ def test_threads_over_rows_change_no_bit(dtype):
 @given(
     problems(gain=0.5, **unconstrained),
     st.sampled_from(sorted(RULES)).map(RULES.get),
-    st.lists(st.integers(1, 34), min_size=1, max_size=3),
+    st.lists(st.just(1) | st.integers(1, 34), min_size=1, max_size=4),
     st.booleans(),
 )
 def test_chunks_that_wait_are_chunks(problem, rule, chunks, hold):
