@@ -183,3 +183,24 @@ def test_types_of_neighbouring_units_are_copied_by_runs(name, sizes):
         assert np.allclose(waiting.step(x, target), plain.step(x, target), rtol=1e-9)
         plain.apply()
     assert_close(waiting.network.weights, plain.network.weights, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["exact", "mean", "e-prop"])
+def test_what_waited_before_a_chunk_is_over_after_it(name):
+    """The chunk ends in a place of the rings that a step before it had; and somebody holds the weights for a while."""
+
+    def learner(update):
+        net = mf.Network(2, 20, 1, types={"E": 12, "I": 8}, dtype="float64", gain=0.5, rng=np.random.default_rng(0))
+        return mf.Learner(net, RULES[name], optimizer=mf.SGD(0.05), update=update)
+
+    waiting, plain = learner("step"), learner("apply")
+    rng = np.random.default_rng(1)
+    for chunk in (1, 5, 1, 20, 1):
+        held = waiting.network.w_rec if chunk == 20 else None
+        xs, targets = rng.normal(size=(20, 2)), rng.normal(size=(20, 1))
+        for first in range(0, 20, chunk):
+            part = slice(first, first + chunk)
+            assert np.allclose(waiting.run(xs[part], targets[part], chunk=chunk), plain.run(xs[part], targets[part]), rtol=1e-9)
+            plain.apply()
+    del held
+    assert_close(waiting.network.weights, plain.network.weights, 1e-10)
