@@ -67,7 +67,8 @@ cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
     if m.trace == TRACE_EXACT:
         dot_added(m, added, n_ages)
     it.n_ages, it.dots, it.added, it.front = n_ages, dots, added, m.front
-    it.of_type[0], it.of_type[1] = m.u, <real *>m.u + P
+    for a in range(m.rank):
+        it.of_type[a] = <real *>m.u + a * P
     if real is float:
         feel_vectors(<f32v *>placed, <f32v *>own, m, &it, m.trace == TRACE_EXACT and not m.autapses)
     else:
@@ -161,7 +162,8 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
         s = slot(m, m.t - n)
         it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.eps + s * Q, coef + n * P if m.frozen else <real *>m.local + s * P
         it.n_terms += 1
-    it.of_type[0], it.of_type[1] = m.u, <real *>m.u + P
+    for a in range(m.rank):
+        it.of_type[a] = <real *>m.u + a * P
     n = it.n_terms
     while line < last:
         end, it.n_terms = min(end_of_part(m, line, &of, &it.type), last), n

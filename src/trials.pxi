@@ -16,10 +16,10 @@ cdef void rest(Model *m, real *v) noexcept nogil:
         memset(m.own, 0, m.n_places * sizeof(real))
         memset(m.front, 0, m.n_places * sizeof(real))
         memset(m.local, 0, m.n_places * sizeof(real))
-        memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
     for q in range(m.n_sources if m.by_source != NULL and m.trace == TRACE_EXACT else 0):
         memset(<real *>m.by_source + q * between_sources(m) + m.n_places, 0, m.rank * m.n_places * sizeof(real))
     if m.may_defer and m.rank:
+        memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
         memset(m.trace_sums, 0, m.rank * m.rank * m.rank * sizeof(double))
         memset(m.step_sums, 0, 8 * m.rank * sizeof(double))
     for group in range(m.n_groups):
