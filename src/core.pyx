@@ -682,7 +682,9 @@ cdef class Engine:
             a[name][...] = 0
         a["h_past"].ravel()[m.t % SLOTS * m.n_places + place] = a["h"]
         c["awake"][c["place"]] = a["h"] != 0
-        if m.trace == TRACE_EXACT and len(a["traces"]) and on:
+        if m.trace == TRACE_EXACT and on and m.t == 0:
+            a["by_source"][:, 1:] = 0  # by unit, those at rest are not cleared
+        elif m.trace == TRACE_EXACT and len(a["traces"]) and on:
             a["by_source"][:n, 1:, place] = a["traces"][c["place"], :, :n].transpose(2, 1, 0)
         elif m.trace == TRACE_EXACT and not on:
             a["traces"][place, :, :n] = a["by_source"][:n, 1:, c["place_by_source"]].transpose(2, 1, 0)

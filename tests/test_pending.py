@@ -195,8 +195,11 @@ def test_what_waited_before_a_chunk_is_over_after_it(name):
 
     waiting, plain = learner("step"), learner("apply")
     rng = np.random.default_rng(1)
-    for chunk in (1, 5, 1, 20, 1):
+    for chunk, first_again in ((1, False), (5, False), (1, False), (20, False), (1, True)):
         held = waiting.network.w_rec if chunk == 20 else None
+        if first_again:
+            waiting.reset()
+            plain.reset()
         xs, targets = rng.normal(size=(20, 2)), rng.normal(size=(20, 1))
         for first in range(0, 20, chunk):
             part = slice(first, first + chunk)
