@@ -24,7 +24,7 @@ cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
     WINDOW_DEFERRED = 8  # of less than 256 units; of more, WINDOW
     WINDOW = 16
-    TEAM_FROM = 768  # units, measured: 1.4 times as fast with two threads; at 512 1.15, at 256 slower
+    TEAM_FROM = 768  # units, measured: `exact` is 1.4 times as fast with two threads, 1.7 at 2048; `mean` 1.1 and 1.25
     TEAM_STEPS = 8  # fewer are over before the others have come
 
 MAX_WINDOW = SLOTS - 1
@@ -35,9 +35,8 @@ PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the 
 SPARSE_DENSITY = 0.2
 SPARSE_UNITS = {"exact": 64, "mean": 256, "none": 256}  # rules with other traces never do
 
-# Units from which updates wait (pending.pxi).  Measured, time of a step by that of writing at once, at N = 64, 128, 256, 512,
-# 1024: exact 0.96, 0.9, 0.87, 0.8, 0.8; mean 1.15, 1.05, 0.87, 0.82, 0.75; e-prop 1.11, 1.0, 0.87, 0.92, 1.0 with 512-bit
-# registers; with 256-bit ones mean 1.10, 0.94, 0.91, 0.78, 0.62; e-prop 1.06, 0.87, 0.91, 0.89, 0.68.
+# Units from which updates wait (pending.pxi).  Measured with 256-bit registers and relu, time of a step by that of writing at
+# once, at N = 64, 128, 256, 512: exact 0.62, 0.50, 0.37, 0.39; mean 0.71, 0.63, 0.57, 0.56; e-prop 0.70, 0.62, 0.62, 0.65.
 DEFER_FROM = {"exact": 16, "mean": 16, "none": 16}
 
 include "machine.pxi"
