@@ -5,7 +5,8 @@
 First the rates: memory of one core by a small C program (gcc at run time) at half of each cache level and far beyond the last,
 in bytes read plus bytes written; matrix-vector and matrix products and the rank-one update. Then, for one thread:
   - `run`: the bytes that one step must move (`traffic`) at the rates measured for them at that working-set size, in the
-    same round, over the measured time of a step: the fraction of what the memory allows;
+    same round, over the measured time of a step: the fraction of what the memory allows a program that writes at every step.
+    The engine writes a part in turn and does not read what units at rest would send: where memory is slow it can pass 1;
   - `chunk 16` and fit_trials: their multiply-adds (`products`) per second over those of sgemm.
 Fractions are medians over rounds.
 """
