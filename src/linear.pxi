@@ -58,8 +58,8 @@ cdef extern from *:
           return a[0] + a[1];
       }
       typedef double mpf_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
-      #define MPF_FOUR(type, result) { mpf_##type##x4 h = *(mpf_##type##x4 *)x, d = *c - (mpf_##type##x4){0}; \
-          if (each) d = *(mpf_##type##x4 *)c; *(mpf_##type##x4 *)out result; }
+      #define MPF_FOUR(type) { mpf_##type##x4 h = *(mpf_##type##x4 *)x, d = *c - (mpf_##type##x4){0}; \
+          if (each) d = *(mpf_##type##x4 *)c; *(mpf_##type##x4 *)out = d * h; }
       #define mpf_lowest(bits) __builtin_ctzll(bits)
       #define mpf_prefetch(p) __builtin_prefetch(p, 1)
     #else
@@ -78,13 +78,11 @@ cdef extern from *:
       static double mpf_madd_f64(double s, double a, double b) { return s + a * b; }
       static float mpf_keep_f32(float w, float s) { return s * w < 0 ? 0 : w; }
       static double mpf_keep_f64(double w, double s) { return s * w < 0 ? 0 : w; }
-      #define MPF_FOUR(type, result) { for (int i = 0; i < 4; i++) { mpf_##type##v h = x[i], d = c[each * i]; out[i] result; } }
+      #define MPF_FOUR(type) { for (int i = 0; i < 4; i++) { mpf_##type##v h = x[i], d = c[each * i]; out[i] = d * h; } }
     #endif
     /* Of a block's four units: c each its own, or one for all. */
-    static inline void mpf_times_f32(float *out, const float *x, const float *c, int each) MPF_FOUR(f32, = d * h)
-    static inline void mpf_times_f64(double *out, const double *x, const double *c, int each) MPF_FOUR(f64, = d * h)
-    static inline void mpf_add_f32(float *out, const float *x, const float *c, int each) MPF_FOUR(f32, += d * h)
-    static inline void mpf_add_f64(double *out, const double *x, const double *c, int each) MPF_FOUR(f64, += d * h)
+    static inline void mpf_times_f32(float *out, const float *x, const float *c, int each) MPF_FOUR(f32)
+    static inline void mpf_times_f64(double *out, const double *x, const double *c, int each) MPF_FOUR(f64)
     #define mpf_spread_f32(c) MPF_SPREAD(mpf_f32v, c)
     #define mpf_spread_f64(c) MPF_SPREAD(mpf_f64v, c)
     enum { MPF_F32_LANES = MPF_LANES(float), MPF_F64_LANES = MPF_LANES(double) };
@@ -101,8 +99,6 @@ cdef extern from *:
     void prefetch "mpf_prefetch" (const void *p) noexcept nogil  # soon to be written
     void times_f32 "mpf_times_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
     void times_f64 "mpf_times_f64" (double *out, const double *x, const double *c, bint each) noexcept nogil
-    void add_f32 "mpf_add_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
-    void add_f64 "mpf_add_f64" (double *out, const double *x, const double *c, bint each) noexcept nogil
     float fold_f32 "mpf_fold_f32" (const float *s) noexcept nogil  # sum of 16 lanes, by halves
     double fold_f64 "mpf_fold_f64" (const double *s) noexcept nogil  # of 8
     enum:
@@ -176,13 +172,6 @@ cdef inline void times_four(real *out, const real *x, const real *c, bint each) 
         times_f32(out, x, c, each)
     else:
         times_f64(out, x, c, each)
-
-
-cdef inline void add_four(real *out, const real *x, const real *c, bint each) noexcept nogil:
-    if real is float:
-        add_f32(out, x, c, each)
-    else:
-        add_f64(out, x, c, each)
 
 
 cdef inline vec spread(const vec *_, const void *c, Py_ssize_t i) noexcept nogil:
