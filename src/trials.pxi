@@ -16,7 +16,7 @@ cdef void rest(Model *m, real *v) noexcept nogil:
         memset(m.own, 0, m.n_places * sizeof(real))
         memset(m.front, 0, m.n_places * sizeof(real))
         memset(m.local, 0, m.n_places * sizeof(real))
-    for q in range(m.n_sources if m.by_source != NULL and m.trace == TRACE_EXACT else 0):
+    for q in range(m.n_sources if m.deferred and m.trace == TRACE_EXACT else 0):  # else before they lie by source again
         memset(<real *>m.by_source + q * between_sources(m) + m.n_places, 0, m.rank * m.n_places * sizeof(real))
     if m.may_defer and m.rank:
         memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
