@@ -10,12 +10,13 @@
 
 
 cdef enum:
+    FEW_LINES = 16    # of places: in fewer it is quicker to add the rows of both types than to part them
     CACHED = 1 << 20  # bytes of weights and traces: more are called for before they are written
 
 cdef enum Classes:  # what counts for a type, or a unit, at some places
     ONE_TYPE, TWO_TYPES, BY_PLACE
 
-# What waits, of each age: rows by place.
+# What waits, of each age, and as the sums of `mean`: rows by place.
 ctypedef struct Waiting:
     const void *of_type[2]     # (P,) whether a unit is of this type
     Py_ssize_t n_ages
@@ -23,7 +24,7 @@ ctypedef struct Waiting:
     const void *h[SLOTS]
     const void *onto[SLOTS]    # lam d, (D,): what counts for each h
     const void *eps[SLOTS]
-    const void *dots           # (n_ages,) products of each eps with s_t, over the sources to which it has not been added
+    const void *dots           # (n_ages,) products of each eps (or sum) with s_t, over the sources to which it has not been added
     const void *added          # (n_ages,) and over those of them that have its local part
     const void *front          # (P,) eps L h of the steps that these come from
 
@@ -37,16 +38,21 @@ ctypedef struct Writing:
     const void *K              # (rank, rank) what becomes of them
     Py_ssize_t n_terms, n_traced, n_classes, type
     const void *terms[SLOTS + 2]  # (Q,) rows: the first n_traced count for the traces, too
-    const void *local[SLOTS + 2]  # (P,) what they count for, or NULL: nothing
+    const void *local[SLOTS + 2]  # (P,) what they count for
     const void *h[SLOTS]          # of those, (P,) rows; what counts for them
-    const void *onto[SLOTS]       # in the weights, (D,), or NULL: nothing
+    const void *onto[SLOTS]       # in the weights, (D,)
     const void *drives[SLOTS]     # and in the traces, (rank, D)
     void *coef                 # scratch, see `prepare`
 
 
+cdef inline Py_ssize_t filled_lines(const Model *m) noexcept nogil:
+    """Lines of places that there are units for."""
+    return (m.n_rec + LANES - 1) // LANES
+
+
 cdef inline Py_ssize_t end_of_part(const Model *m, Py_ssize_t line, Classes *of, Py_ssize_t *type) noexcept nogil:
     """Past the lines of places, from `line` on, that are of one type, `type`, or past one that is of two."""
-    cdef Py_ssize_t n_lines = m.n_places // LANES, a = 0
+    cdef Py_ssize_t n_lines = filled_lines(m), a = 0
     of[0], type[0] = ONE_TYPE, 0
     if m.type == NULL:
         of[0] = BY_PLACE
@@ -258,9 +264,9 @@ cdef void feel_vectors(vec *placed, vec *own, const Model *m, const Waiting *it,
     cdef Py_ssize_t a_line = per_line(placed), line = 0, end, type
     cdef Classes of
     if m.trace != TRACE_EXACT:
-        feel_by(placed, own, it, 0, 0, m.n_places // LANES * a_line, False, ONE_TYPE, False)
+        feel_by(placed, own, it, 0, 0, filled_lines(m) * a_line, False, ONE_TYPE, False)
         return
-    while line < m.n_places // LANES:
+    while line < filled_lines(m):
         end = end_of_part(m, line, &of, &type)
         if of == ONE_TYPE:
             feel_part(placed, own, it, type, line * a_line, end * a_line, ONE_TYPE, owned)
@@ -273,35 +279,35 @@ cdef void feel_vectors(vec *placed, vec *own, const Model *m, const Waiting *it,
 
 cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, Classes of) noexcept nogil:
     """What traced terms count for at some places, (n_traced, 1 + rank, size): in the weights, and in the traces."""
-    cdef Py_ssize_t apart = it.n_classes * sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), n, a, k
+    cdef Py_ssize_t apart = it.n_classes * sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), n, k
     cdef const vec *h
+    cdef const vec *local
     cdef const void *drive
-    cdef vec d
+    cdef vec d = spread(kind, &ZERO, 0), e = d, f = d, x
     for n in range(it.n_traced):
-        h = <const vec *>it.h[n] + v
-        if owed and it.onto[n] == NULL:
-            memcpy(out, <const vec *>it.local[n] + v, size * sizeof(vec))
-        elif owed:
-            if of == ONE_TYPE:
-                d = spread(kind, it.onto[n], it.type)
-            for k in range(size):
-                if of != ONE_TYPE:
+        h, local, drive = <const vec *>it.h[n] + v, <const vec *>it.local[n] + v, it.drives[n]
+        if of == ONE_TYPE:
+            d, e = spread(kind, it.onto[n], it.type), spread(kind, drive, it.type)
+            if rank == 2:
+                f = spread(kind, <const char *>drive + apart, it.type)
+        for k in range(size):
+            x = h[k]
+            if of != ONE_TYPE:
+                e = counts_for(kind, drive, it.type, v + k, it.of_type, of)
+                if owed:
                     d = counts_for(kind, it.onto[n], it.type, v + k, it.of_type, of)
-                out[k] = d * h[k] if it.local[n] == NULL else madd((<const vec *>it.local[n])[v + k], d, h[k])
-        for a in range(rank):
-            out += size
-            drive = <const char *>it.drives[n] + a * apart
-            if of == ONE_TYPE:
-                d = spread(kind, drive, it.type)
-            for k in range(size):
-                if of != ONE_TYPE:
-                    d = counts_for(kind, drive, it.type, v + k, it.of_type, of)
-                out[k] = d * h[k]
-        out += size
+                if rank == 2:
+                    f = counts_for(kind, <const char *>drive + apart, it.type, v + k, it.of_type, of)
+            if owed:
+                out[k] = madd(-local[k], -d, x)
+            out[size + k] = e * x
+            if rank == 2:
+                out[2 * size + k] = f * x
+        out += (1 + rank) * size
 
 
-cdef inline void write_some(vec *row, const Writing *it, const vec *coef, const vec **rest, const vec *eps, Py_ssize_t v, Py_ssize_t size,
-                            Py_ssize_t wide, Py_ssize_t rank, bint owed) noexcept nogil:
+cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const vec *K, const vec *coef, const vec **rest, const vec *eps, Py_ssize_t v,
+                            Py_ssize_t size, Py_ssize_t wide, Py_ssize_t rank, bint owed) noexcept nogil:
     """So many vectors of TOGETHER sources: each is read and written once, however many terms there are."""
     cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * V, n, i, k, at = 0
     cdef vec w[2 * TOGETHER]
@@ -309,26 +315,26 @@ cdef inline void write_some(vec *row, const Writing *it, const vec *coef, const 
     cdef vec R1[2 * TOGETHER]
     cdef vec a, b, c, e
     for i in range(TOGETHER):
-        for k in range(1 + rank if it.far else 0):
+        for k in range(1 + rank if it.far and (<size_t>row & 63) < sizeof(vec) else 0):
             prefetch(row + (TOGETHER + i) * apart + k * V)
         for k in range(wide):
             if owed:
                 w[2 * i + k] = row[i * apart + k]
             if rank:
                 a = row[i * apart + V + k]
-                R0[2 * i + k] = spread(row, it.K, 0) * a
+                R0[2 * i + k] = K[0] * a
                 if owed:
-                    w[2 * i + k] = madd(w[2 * i + k], -spread(row, it.carry, 0), a)
+                    w[2 * i + k] = madd(w[2 * i + k], carry[0], a)
             if rank == 2:
                 b = row[i * apart + 2 * V + k]
-                R0[2 * i + k] = madd(R0[2 * i + k], spread(row, it.K, 1), b)
-                R1[2 * i + k] = madd(spread(row, it.K, 2) * a, spread(row, it.K, 3), b)
+                R0[2 * i + k] = madd(R0[2 * i + k], K[1], b)
+                R1[2 * i + k] = madd(K[2] * a, K[3], b)
                 if owed:
-                    w[2 * i + k] = madd(w[2 * i + k], -spread(row, it.carry, 1), b)
+                    w[2 * i + k] = madd(w[2 * i + k], carry[1], b)
     for n in range(it.n_traced if rank else 0):
         for k in range(wide):
             if owed:
-                a = -coef[k]
+                a = coef[k]
             b = coef[size + k]
             if rank == 2:
                 c = coef[2 * size + k]
@@ -365,7 +371,13 @@ cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, 
     cdef vec *coef = <vec *>it.coef
     cdef vec eps[(SLOTS + 2) * TOGETHER]
     cdef const vec *rest[SLOTS + 2]
+    cdef vec carry[2]
+    cdef vec K[4]
     cdef vec *rows
+    for n in range(rank):
+        carry[n] = -spread(kind, it.carry, n)
+    for n in range(rank * rank):
+        K[n] = spread(kind, it.K, n)
     while v < end:
         stop, q = min(v + STRETCH_WRITTEN * per_line(kind), end), first
         if rank and of == ONE_TYPE:
@@ -384,10 +396,10 @@ cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, 
             for n in range(it.n_terms):
                 memcpy(<char *>&eps[0] + n * TOGETHER * size, <const char *>it.terms[n] + q * size, TOGETHER * size)
             while at + wide <= stop:
-                write_some(rows + at, it, coef + at - v, rest, eps, at - v, stop - v, wide, rank, owed)
+                write_some(rows + at, it, carry, K, coef + at - v, rest, eps, at - v, stop - v, wide, rank, owed)
                 at += wide
             if wide == 2 and at < stop:
-                write_some(rows + at, it, coef + at - v, rest, eps, at - v, stop - v, 1, rank, owed)
+                write_some(rows + at, it, carry, K, coef + at - v, rest, eps, at - v, stop - v, 1, rank, owed)
             q += TOGETHER
         v = stop
 

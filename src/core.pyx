@@ -334,7 +334,7 @@ cdef class Engine:
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "awake_sums": (r * (exact and m.type != NULL and m.activation == RELU and 2 <= r < SLOTS), r, Q), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
-                "keep": (N * masked, N), "factor": (P,), "factor_by_source": (P,), "factor_of": (r, self._n_places_by_source()), "h_sum": (N * self.plan.measures_h,),
+                "keep": (N * masked, N), "factor": (P,), "factor_by_source": (P,), "factor_of": (r, self._n_places_by_source()), "factor_sums": (r,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
                 "eps_owed": (S * m.may_defer, Q), "onto_h": (S * m.may_defer, D), "carried": (S * m.may_defer, r),
                 "eps_placed": (S * m.may_defer, P), "front": (P * m.may_defer,), "heard_count": ((Q + LANES) * m.may_defer, 1 + r),
@@ -342,7 +342,7 @@ cdef class Engine:
                 "packed": (sparse,), "packed_traces": (r * exact, sparse), "table": (Q + 1, 4), "gathered": (4 * m.packed_width + LANES + r,),
                 "type_lanes": (r, r, LANES * (sparse > 0 and self.plan.types is not None)),
                 "own": (P,), "placed": (P,), "eps_dots": (2, S + ROWS),
-                "dummy": (Q,), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
+                "dummy": (Q,), "zeros": (max(P, Q),), "edge": (LANES,), "grad": (kept, Q), "grad_w_out": (n_out, kept), "grad_b_out": (n_out,),
                 "column_sums": (r, N), "u": (r, m.n_places), "u_by_source": (r, self._n_places_by_source()), "membership": (r, N), "K": (r, r), "drive": (D, r), "class_drive": (C, r),
                 "readout": (C, m.n_places), "self_drive": (2, C),
             },
@@ -360,8 +360,9 @@ cdef class Engine:
         m.awake_sums = address(a["awake_sums"])
         m.back, m.back_drive = address(a["back"]), address(a["back_drive"])
         m.coef, m.old = address(a["coef"]), address(a["old"])
-        m.tail, m.dots, m.pick, m.dummy = address(a["tail"]), address(a["dots"]), address(a["pick"]), address(a["dummy"])
-        m.keep, m.factor_of, m.h_sum = address(a["keep"]), address(a["factor_of"]), address(a["h_sum"])
+        m.tail, m.dots, m.pick = address(a["tail"]), address(a["dots"]), address(a["pick"])
+        m.dummy, m.zeros = address(a["dummy"]), address(a["zeros"])
+        m.keep, m.factor_of, m.factor_sums, m.h_sum = address(a["keep"]), address(a["factor_of"]), address(a["factor_sums"]), address(a["h_sum"])
         m.sources = address(a["sources"])
         m.eps_owed, m.onto_h, m.carried = address(a["eps_owed"]), address(a["onto_h"]), address(a["carried"])
         m.eps_placed, m.front, m.heard_count = address(a["eps_placed"]), address(a["front"]), address(a["heard_count"])
@@ -393,7 +394,9 @@ cdef class Engine:
             self.m.keep_rows = <void **>address(c["keep_rows"])
 
     cdef Py_ssize_t _n_places_by_source(self):
-        return (self.m.n_rec + LANES - 1) // LANES * LANES
+        n_lines = (self.m.n_rec + LANES - 1) // LANES
+        apart = n_lines * LANES * self.network.dtype.itemsize
+        return (n_lines + (apart % 2048 == 0)) * LANES  # rows that are halves of a page apart are in each other's way in the first cache
 
     cdef _bind_places(self):
         """Where each unit has its place: in a block of ROWS of one type; or by source, one after the other, type by type."""
@@ -408,6 +411,7 @@ cdef class Engine:
         a["factor"][c["place"]] = a["factor_by_source"][c["place_by_source"]] = factor
         if self.plan.types is not None:
             a["factor_of"][self.plan.types, c["place_by_source"]] = factor
+            a["factor_sums"][:] = a["factor_of"].sum(axis=1)
 
     cdef _bind_gradient(self):
         cdef Model *m = &self.m

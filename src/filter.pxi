@@ -20,31 +20,7 @@ cdef void means_from_sums(Model *m, const real *sums) noexcept nogil:
     means_of_types(m)
 
 
-cdef void derive_filter(Model *m, real *K) noexcept nogil:
-    """All that follows from M: K = k I + (1-k) M diag(n mu), the drives, and whether the filter decays."""
-    cdef Py_ssize_t a, b, r = m.rank
-    cdef real *drive = <real *>m.drive
-    cdef real *class_drive = <real *>m.class_drive
-    cdef real *kept = <real *>m.self_drive
-    cdef double take = 1 - m.leak, own
-    for a in range(r):
-        for b in range(r):
-            m.power[a * r + b] = take * m.means[a * r + b] * m.type_size[b] * m.type_mu[b]
-            drive[b * r + a] = <real>(take * m.means[a * r + b])
-            class_drive[b * r + a] = <real>(take * m.means[a * r + b] * (1 if m.running else m.type_mu[b]))
-        own = 0 if m.self_modulation else take * m.type_mu[a] * m.means[a * r + a]
-        m.power[a * r + a] += m.leak - own
-        kept[a] = <real>(m.leak - own)
-        kept[r + a] = <real>own
-    for a in range(r * r):
-        K[a] = 0 if m.one_tap else <real>m.power[a]
-    m.unstable = not m.one_tap and not m.instant and not decays(m.power, m.power + r * r, r)  # one step's K says nothing of the next
-    for a in range(r):
-        if not m.one_tap and not fabs(<double>kept[a]) < 1:
-            m.unstable = True
-
-
-cdef bint decays(double *power, double *scratch, Py_ssize_t r) noexcept nogil:
+cdef inline bint decays(double *power, double *scratch, Py_ssize_t r) noexcept nogil:
     """Whether rho(K) < 1: squares K until its row sums fall below 1 or it has plainly not decayed."""
     cdef Py_ssize_t a, b, c, squaring
     cdef double norm, row
@@ -67,6 +43,37 @@ cdef bint decays(double *power, double *scratch, Py_ssize_t r) noexcept nogil:
                 scratch[a * r + b] = row
         power, scratch = scratch, power
     return False
+
+
+cdef inline void derive_by(Model *m, real *K, Py_ssize_t r) noexcept nogil:
+    cdef Py_ssize_t a, b
+    cdef real *drive = <real *>m.drive
+    cdef real *class_drive = <real *>m.class_drive
+    cdef real *kept = <real *>m.self_drive
+    cdef double take = 1 - m.leak, own
+    for a in range(r):
+        for b in range(r):
+            m.power[a * r + b] = take * m.means[a * r + b] * m.type_size[b] * m.type_mu[b]
+            drive[b * r + a] = <real>(take * m.means[a * r + b])
+            class_drive[b * r + a] = <real>(take * m.means[a * r + b] * (1 if m.running else m.type_mu[b]))
+        own = 0 if m.self_modulation else take * m.type_mu[a] * m.means[a * r + a]
+        m.power[a * r + a] += m.leak - own
+        kept[a] = <real>(m.leak - own)
+        kept[r + a] = <real>own
+    for a in range(r * r):
+        K[a] = 0 if m.one_tap else <real>m.power[a]
+    m.unstable = not m.one_tap and not m.instant and not decays(m.power, m.power + r * r, r)  # one step's K says nothing of the next
+    for a in range(r):
+        if not m.one_tap and not fabs(<double>kept[a]) < 1:
+            m.unstable = True
+
+
+cdef void derive_filter(Model *m, real *K) noexcept nogil:
+    """All that follows from M: K = k I + (1-k) M diag(n mu), the drives, and whether the filter decays."""
+    if m.rank == 2:  # a constant to the compiler: in small networks it shows
+        derive_by(m, K, 2)
+    else:
+        derive_by(m, K, m.rank)
 
 
 cdef void instant_mu(Model *m, const real *h) noexcept nogil:

@@ -286,7 +286,8 @@ cdef void matvec(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_
             for p in range(n_rows):
                 out[p] += w[p * n + q] * x[q]
         return
-    line_up(&edge[0], x, n)
+    if n % L:
+        line_up(&edge[0], x, n)
     while p + ROWS <= n_rows:
         dot_rows(out + p, w + p * n, w + (p + 1) * n, w + (p + 2) * n, w + (p + 3) * n, x, &edge[0], n)
         p += ROWS

@@ -23,7 +23,7 @@ cdef enum:
     TEAM = 8    # threads over the rows of one network, at most
     SLOTS = 33  # of the rings: step t is in slot t mod SLOTS
     TOGETHER = 4  # sources that are read, or written, at once: those of a group
-    STRETCH_WRITTEN = 12  # lines of places that are written at once, so that what terms count for stays in the first cache
+    STRETCH_WRITTEN = 6  # lines of places that are written at once, so that what terms count for stays in the first cache
     STOCK_EVERY = 1 << 16  # updates after which the sums over types are taken from W anew: rounding adds up
 
 cdef enum Activation:
@@ -105,6 +105,7 @@ ctypedef struct Model:
     int *block_type           # (n_blocks,) cell type, 0 where there are none
     Py_ssize_t *since         # (n_groups,) step up to which the blocks i mod n_groups have their traces (and gradient), or sources their weights
     void *dummy               # (Q,) weights of the missing units
+    void *zeros               # (max(P, Q),)
     void **w_rows             # (P,) where the rows of W begin, and of `keep` (or NULL), by place
     void **keep_rows
 
@@ -121,6 +122,7 @@ ctypedef struct Model:
     bint one_tap              # MDGL: the filter forgets at once, K = 0
     void *factor              # (P,) of the `mean` factor by place: 1 (class_drive holds mu), or hbar; 0 where there is no unit
     void *factor_of           # (r, P) the same, 0 for units of other types; by source
+    void *factor_sums         # (r,) over the units of each type
     bint running              # hbar
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
     void *column_sums         # (r, N) sum of W[p, :] over the units p of each type

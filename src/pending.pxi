@@ -54,7 +54,8 @@ cdef void dot_added(Model *m, real *out, Py_ssize_t n_ages) noexcept nogil:
 
 cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
     """What the last steps' errors take from the products with s_t."""
-    cdef Py_ssize_t P = m.n_places, n, s, n_ages = min(m.window, m.t) + 1, a, i, first = 0
+    cdef Py_ssize_t P = m.n_places, n, s, a
+    cdef Py_ssize_t n_ages = min(m.window if m.trace == TRACE_EXACT else m.window - 1, m.t + 1)  # a group lags less than `window`
     cdef real *dots = <real *>m.eps_dots
     cdef real *added = dots + SLOTS + ROWS
     cdef Waiting it
@@ -63,6 +64,9 @@ cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
         m.terms[n] = <real *>m.eps_owed + s * m.stride
         it.local[n], it.h[n], it.eps[n] = <real *>m.local + s * P, <real *>m.h_past + s * P, <real *>m.eps_placed + s * P
         it.onto[n] = <real *>m.onto_h + s * m.n_drive
+    for a in range(m.n_class if m.trace == TRACE_MEAN else 0):
+        m.terms[n_ages], it.local[n_ages] = <real *>m.class_sums + a * m.stride, <real *>m.factor_of + a * P
+        n_ages += 1
     dot_terms(m, dots, m.terms, n_ages)
     if m.trace == TRACE_EXACT:
         dot_added(m, added, n_ages)
@@ -73,15 +77,6 @@ cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
         feel_vectors(<f32v *>placed, <f32v *>own, m, &it, m.trace == TRACE_EXACT and not m.autapses)
     else:
         feel_vectors(<f64v *>placed, <f64v *>own, m, &it, m.trace == TRACE_EXACT and not m.autapses)
-    if m.trace != TRACE_MEAN:
-        return
-    for a in range(m.n_class):
-        m.terms[a] = <real *>m.class_sums + a * m.stride
-    dot_terms(m, dots, m.terms, m.n_class)
-    for a in range(m.n_class):
-        for i in range(first, m.type_ends[a]):
-            placed[i] -= dots[a] * (<const real *>m.factor)[i]
-        first = m.type_ends[a]
 
 
 cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
@@ -154,9 +149,9 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
         s = slot(m, m.t - n)
         it.terms[n - 1], it.h[n - 1] = <real *>m.eps + s * Q, <real *>m.h_past + s * P
         it.drives[n - 1], it.onto[n - 1] = <real *>m.power_drive + n * rank * m.n_drive, <real *>m.onto_h + s * m.n_drive
-        it.local[n - 1] = <real *>m.local + s * P if n < n_steps else NULL
+        it.local[n - 1] = <real *>m.local + s * P if n < n_steps else <real *>m.zeros  # W has it
         if m.frozen:
-            it.local[n - 1], it.onto[n - 1] = coef + n * P, NULL
+            it.local[n - 1], it.onto[n - 1] = coef + n * P, m.zeros
         it.n_traced = it.n_terms = n
     for n in range(1 if rank else n_steps):  # the rest counts for the weights alone
         s = slot(m, m.t - n)
@@ -167,6 +162,8 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
     n = it.n_terms
     while line < last:
         end, it.n_terms = min(end_of_part(m, line, &of, &it.type), last), n
+        if m.trace == TRACE_MEAN and last - line <= FEW_LINES:
+            end, of = last, TWO_TYPES
         for a in range(m.rank if m.trace == TRACE_MEAN else 0):
             if of == TWO_TYPES or a == it.type:
                 it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.class_sums + a * Q, <real *>m.factor_of + a * P
@@ -186,6 +183,7 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     cdef real *kept = <real *>m.input
     cdef real *rows = <real *>m.by_source
     cdef real *placed
+    cdef real *owed_row
     if m.autapses:
         units = first
     if rank or owed:
@@ -198,7 +196,11 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
             for a in range(1, 1 + rank):
                 rows[at + a * P] = 0
     for n in range(1 if rank else 0, n_steps + 1):
-        memset(<real *>m.eps_owed + slot(m, m.t - n) * Q + first, 0, (last - first) * sizeof(real))
+        owed_row = <real *>m.eps_owed + slot(m, m.t - n) * Q
+        p = first
+        while p < last:
+            memset(owed_row + p, 0, TOGETHER * sizeof(real))
+            p += TOGETHER
     if m.trace == TRACE_EXACT:
         memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
         for n in range(1, n_steps + 1):
@@ -279,7 +281,7 @@ cdef void take_stock(Model *m, real *_) noexcept nogil:
 
 cdef void take_part(Model *m, bint write, Py_ssize_t group, int place, int n, const real *_) noexcept nogil:
     """One thread's part of a piece of work: the same places every time, which its caches may still hold."""
-    cdef Py_ssize_t n_lines = m.n_places // LANES, first = n_lines * place // n, last = n_lines * (place + 1) // n
+    cdef Py_ssize_t n_lines = filled_lines(m), first = n_lines * place // n, last = n_lines * (place + 1) // n
     if write:
         write_lines(m, group, first, last, <real *>m.counts + place * 3 * SLOTS * STRETCH_WRITTEN * LANES, <real *>m.coef)
     else:

@@ -3,58 +3,63 @@
 
 cdef void sum_step(Model *m, real *scratch) noexcept nogil:
     """Over each type: h, eps, h eps and L h eps of now."""
-    cdef Py_ssize_t n = m.n_rec, Q = m.stride, p, b
-    cdef const real *h = <const real *>m.h
-    cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
-    cdef const real *local = <real *>m.local + slot(m, m.t) * m.n_places
+    cdef Py_ssize_t P = m.n_places, s = slot(m, m.t), i, b
+    cdef const real *h = <const real *>m.h_past + s * P
+    cdef const real *eps = <const real *>m.eps_placed + s * P
+    cdef const real *local = <const real *>m.local + s * P
+    cdef const real *of_type = <const real *>m.u
     cdef real *product = scratch
-    cdef real *learned = scratch + Q
+    cdef real *learned = scratch + P
     cdef real out[ROWS]
-    for p in range(n):
-        product[p] = h[p] * eps[p]
-        learned[p] = local[m.place[p]] * eps[p]
+    for i in range(P):
+        product[i] = h[i] * eps[i]
+        learned[i] = local[i] * eps[i]
     for b in range(m.rank):
-        line_up(<real *>m.edge, <real *>m.membership + b * n, n)
-        dot_rows(&out[0], h, eps, product, learned, <real *>m.membership + b * n, <real *>m.edge, n)
+        dot_rows(&out[0], h, eps, product, learned, of_type, of_type, P)
         m.step_sums[b], m.step_sums[m.rank + b] = out[0], out[1]
         m.step_sums[2 * m.rank + b] = 0 if m.autapses else out[2]
         m.step_sums[3 * m.rank + b] = 0 if m.autapses else out[3]
+        of_type += P
 
 
-cdef void follow_rows(Model *m, bint learn, real *diagonal) noexcept nogil:
+cdef inline void diagonal_of(vec *diagonal, vec *own, const vec *factor_of, const vec *rows, const vec *local, const vec *eps, Py_ssize_t n,
+                             Py_ssize_t r) noexcept nogil:
+    """own += what the rows put on each unit's own synapse; diagonal = that and its local part."""
+    cdef Py_ssize_t i, a
+    cdef vec x
+    for i in range(n):
+        x = factor_of[i] * rows[i]
+        for a in range(1, r):
+            x = madd(x, factor_of[a * n + i], rows[a * n + i])
+        own[i] += x
+        diagonal[i] = madd(x, local[i], eps[i])
+
+
+cdef void follow_rows(Model *m, bint learn, real *rows) noexcept nogil:
     """`mean`: the diagonal of what waits, and the sums over types of W, after this step."""
-    cdef Py_ssize_t n = m.n_rec, P = m.n_places, Q = m.stride, r = m.rank, s = slot(m, m.t), a, b, i, first = 0
-    cdef const real *eps = <real *>m.eps + s * Q
-    cdef const real *local = <real *>m.local + s * P
-    cdef const real *rows = <const real *>m.class_rows
-    cdef const real *eps_placed = <real *>m.eps_placed + s * P
-    cdef const real *factor = <real *>m.factor
-    cdef real *placed = <real *>m.placed
-    cdef real *own = <real *>m.own
+    cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), a, b
+    cdef real *local = <real *>m.local + s * P
+    cdef real *eps = <real *>m.eps_placed + s * P
+    cdef const real *modulator = <real *>m.modulator + s * r
+    cdef const real *of_type = <const real *>m.u
+    cdef real *diagonal = rows + r * P
     cdef real out[ROWS]
-    cdef real factors[2]
-    cdef real sums[2]
-    cdef real x
     if not learn:
         return
     for a in range(r):
-        to_places(m, placed, rows + a * Q)
-        for i in range(first, m.type_ends[a]):
-            x = factor[i] * placed[i]
-            own[i] += x
-            diagonal[i] = x + local[i] * eps_placed[i]
-        first = m.type_ends[a]
-    if not m.follows:
-        return
-    matvec(&sums[0], <const real *>m.u, diagonal, r, P)
-    matvec(&factors[0], <const real *>m.u, factor, r, P)
-    for b in range(r):
-        line_up(<real *>m.edge, <real *>m.membership + b * n, n)
-        dot_rows(&out[0], rows, rows + (r - 1) * Q, eps, eps, <real *>m.membership + b * n, <real *>m.edge, n)
+        to_places(m, rows + a * P, <const real *>m.class_rows + a * m.stride)
+        memset(rows + a * P + m.n_rec, 0, (P - m.n_rec) * sizeof(real))
+    if real is float:
+        diagonal_of(<f32v *>diagonal, <f32v *>m.own, <f32v *>m.factor_of, <f32v *>rows, <f32v *>local, <f32v *>eps, P // F32_LANES, r)
+    else:
+        diagonal_of(<f64v *>diagonal, <f64v *>m.own, <f64v *>m.factor_of, <f64v *>rows, <f64v *>local, <f64v *>eps, P // F64_LANES, r)
+    for b in range(r if m.follows else 0):
+        dot_rows(&out[0], rows, rows + (r - 1) * P, eps, diagonal, of_type, of_type, P)
         for a in range(r):
-            m.type_sums[a * r + b] -= (<real *>m.modulator)[s * r + a] * out[2] + factors[a] * out[a]
+            m.type_sums[a * r + b] -= modulator[a] * out[2] + (<const real *>m.factor_sums)[a] * out[a]
         if not m.autapses:
-            m.type_sums[b * r + b] += sums[b]
+            m.type_sums[b * r + b] += out[3]
+        of_type += P
 
 
 cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:

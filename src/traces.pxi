@@ -394,31 +394,42 @@ cdef void add_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *
 
 # ---------------------------------------------------------------- the `mean` factor
 
-cdef inline void mean_body(vec *G, const vec *was, vec *row, const vec *eps, const vec *own, const void *K, const void *drive, const void *modulator,
-                           Py_ssize_t n_vectors, Py_ssize_t r, bint learn) noexcept nogil:
-    """G = K G + drive (eps + own), (r, n_vectors), and with `learn` row = modulator G.  `was`: G, of three and more a copy."""
-    cdef Py_ssize_t q, a, c
+cdef inline void mean_body(vec *G, const vec *was, vec *row, vec *sums, const vec *eps, const vec *own, const void *K, const void *drive,
+                           const void *modulator, Py_ssize_t n_vectors, Py_ssize_t r, bint learn) noexcept nogil:
+    """G = K G + drive (eps + own), (r, n_vectors), and with `learn` row = modulator G, sums += row.  `was`: G, of three and more a copy."""
+    cdef Py_ssize_t q, a, c, known = min(r, 2)
+    cdef vec k[4]
+    cdef vec d[2]
+    cdef vec m[2]
     cdef vec x, s, sum, was0, was1
+    for a in range(known):  # that no store can touch
+        d[a] = spread(G, drive, a)
+        if learn:
+            m[a] = spread(G, modulator, a)
+        for c in range(known):
+            k[2 * a + c] = spread(G, K, a * r + c)
     for q in range(n_vectors):
         x, was0 = eps[q] if own == NULL else eps[q] + own[q], was[q]
         if r > 1:
             was1 = was[n_vectors + q]
         sum = spread(G, &ZERO, 0)
         for a in range(r):
-            s = spread(G, K, a * r) * was0
+            s = (k[2 * a] if a < 2 else spread(G, K, a * r)) * was0
             if r > 1:
-                s = madd(s, spread(G, K, a * r + 1), was1)
+                s = madd(s, k[2 * a + 1] if a < 2 else spread(G, K, a * r + 1), was1)
             for c in range(2, r):
                 s = madd(s, spread(G, K, a * r + c), was[c * n_vectors + q])
-            s = madd(s, spread(G, drive, a), x)
+            s = madd(s, d[a] if a < 2 else spread(G, drive, a), x)
             G[a * n_vectors + q] = s
             if learn:
-                sum = madd(sum, spread(G, modulator, a), s)
+                sum = madd(sum, m[a] if a < 2 else spread(G, modulator, a), s)
         if learn:
             row[q] = sum
+            if sums != NULL:
+                sums[q] += sum
 
 
-cdef void mean_vectors(vec *G, Model *m, Py_ssize_t c, const vec *eps, vec *row, bint learn) noexcept nogil:
+cdef void mean_vectors(vec *G, Model *m, Py_ssize_t c, const vec *eps, vec *row, vec *sums, bint learn) noexcept nogil:
     """The traces of one class, and what the modulators make of them."""
     cdef Py_ssize_t of = per_line(G), r = m.rank, n = m.stride // LANES * of
     cdef Py_ssize_t size = sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES)
@@ -427,15 +438,15 @@ cdef void mean_vectors(vec *G, Model *m, Py_ssize_t c, const vec *eps, vec *row,
     cdef const vec *own = NULL
     if m.self_traces != NULL:
         own = <const vec *>m.self_traces + c * n
-    if r == 2 and learn:
-        mean_body(G, G, row, eps, own, m.K, drive, modulator, n, 2, True)
+    if r == 2 and own == NULL and learn:
+        mean_body(G, G, row, sums, eps, NULL, m.K, drive, modulator, n, 2, True)
     elif r == 2:
-        mean_body(G, G, row, eps, own, m.K, drive, modulator, n, 2, False)
+        mean_body(G, G, row, sums, eps, own, m.K, drive, modulator, n, 2, learn)
     elif r == 1:
-        mean_body(G, G, row, eps, own, m.K, drive, modulator, n, 1, learn)
+        mean_body(G, G, row, sums, eps, own, m.K, drive, modulator, n, 1, learn)
     else:
         memcpy(m.old, G, r * n * sizeof(vec))
-        mean_body(G, <const vec *>m.old, row, eps, own, m.K, drive, modulator, n, r, learn)
+        mean_body(G, <const vec *>m.old, row, sums, eps, own, m.K, drive, modulator, n, r, learn)
 
 
 cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
@@ -454,14 +465,16 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef real *l
     cdef real *own
     cdef real *rows = <real *>m.class_rows
+    cdef real *sums = NULL
+    if learn and (m.deferred or not m.online):
+        sums, m.summed = <real *>m.class_sums, not m.deferred
     for c in range(C):
         if real is float:
-            mean_vectors(<f32v *>(G + c * r * Q), m, c, <const f32v *>eps_before, <f32v *>(rows + c * Q), learn)
+            mean_vectors(<f32v *>(G + c * r * Q), m, c, <const f32v *>eps_before, <f32v *>(rows + c * Q), <f32v *>sums, learn)
         else:
-            mean_vectors(<f64v *>(G + c * r * Q), m, c, <const f64v *>eps_before, <f64v *>(rows + c * Q), learn)
-    if learn and (m.deferred or not m.online):
-        axpy(<real *>m.class_sums, <real>1, rows, C * Q)
-        m.summed = not m.deferred
+            mean_vectors(<f64v *>(G + c * r * Q), m, c, <const f64v *>eps_before, <f64v *>(rows + c * Q), <f64v *>sums, learn)
+        if sums != NULL:
+            sums += Q
     if m.self_traces != NULL:
         for c in range(C):
             l, own = <real *>m.self_traces + c * Q, <real *>m.class_eps + (slot(m, m.t) * C + c) * Q

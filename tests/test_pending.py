@@ -166,16 +166,16 @@ def test_chunks_that_wait_are_chunks(problem, rule, chunks, hold):
     assert_close(waiting.network.weights, plain.network.weights, 1e-9)
 
 
-@pytest.mark.parametrize("sizes", [(21, 19), (300, 230)])
-@pytest.mark.parametrize("name", ["exact", "mean", "e-prop"])
+@pytest.mark.parametrize("sizes", [(21, 19), (150, 106), (300, 230)])
+@pytest.mark.parametrize("name", ["exact", "low rank", "mean", "e-prop"])
 def test_types_of_neighbouring_units_are_copied_by_runs(name, sizes):
-    """The blocks of four of the second type begin elsewhere than its units, a line of places is of both; and the weights of
-    530 units are more than a core's caches hold."""
+    """The blocks of four of the second type begin elsewhere than its units, a line of places is of both; rows of 256 units
+    are kept a line apart; and the weights of 530 are more than a core's caches hold."""
 
     def learner(update):
         types = dict(zip("EI", sizes))
         net = mf.Network(2, sum(sizes), 1, types=types, activation="tanh", dtype="float64", gain=0.5, rng=np.random.default_rng(0))
-        return mf.Learner(net, RULES[name], optimizer=mf.SGD(0.01), update=update)
+        return mf.Learner(net, (RULES | FOLLOWING)[name], optimizer=mf.SGD(0.01), update=update)
 
     waiting, plain = learner("step"), learner("apply")
     rng = np.random.default_rng(1)
