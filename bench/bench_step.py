@@ -3,8 +3,8 @@
     python bench/bench_step.py [--sizes 64 256] [--dtypes float32] [--short]
 
 For every size and dtype all competitors are measured in turn in one process, one thread each, after each was checked to
-compute the same weights (within 1e-3 of their change). Rows: `step` is Learner.step; `run` and `chunk 16` are Learner.run
-per step; the rest are the competitors of competitors.py and plain.c, all called once per step. Columns: microseconds over all
+compute the same weights (within 1e-3 of their change). Rows: `step` is Learner.step; `run` and `chunk` are Learner.run per
+step, over whole chunks; the rest are the competitors of competitors.py and plain.c, called once per step. Columns: microseconds over all
 calls (a tail only where there are calls enough to show it); then this row over Learner.step of the same rule, over plain C,
 and over numba (numba's `exact` for `mean`). Ratios are medians over rounds of the ratio of the round's medians.
 """
@@ -37,7 +37,7 @@ def same_weights(np, who, found, expected, start):
 
 
 def entries(mf, np, n, dtype, xs, targets):
-    """(rule, who) -> (call of one step, or of a stretch with the number of its steps), all checked."""
+    """(rule, who) -> (call of one step, 0) or (call of a stretch, of which so many steps are a whole), all checked."""
     import competitors
 
     rules = {"exact": mf.ModProp(competitors.MU), "mean": mf.ModProp(competitors.MU, factor="mean"), "e-prop": mf.EProp()}
@@ -49,10 +49,10 @@ def entries(mf, np, n, dtype, xs, targets):
             learner.step(x, target)
         expected[name] = {key: w.copy() for key, w in learner.network.weights.items()}
         out[name, OURS] = learner.step, 0
-        for who, options in (("run", {}), ("chunk 16", {"chunk": 16})):
+        for who, options in (("run", {}), ("chunk 16", {"chunk": 16}), ("chunk 32", {"chunk": 32})):
             if options.keys() <= inspect.signature(learner.run).parameters.keys():
                 learner = mf.Learner(network(mf, np, n, dtype), rule, optimizer=mf.SGD(competitors.LR), threads=1)
-                out[name, who] = (lambda x, t, run=learner.run, options=options: run(x, t, **options)), 1
+                out[name, who] = (lambda x, t, run=learner.run, options=options: run(x, t, **options)), options.get("chunk", 1)
             else:
                 out[name, who] = None, 0
     for kind in competitors.STEPS:
@@ -70,19 +70,21 @@ def entries(mf, np, n, dtype, xs, targets):
 def blocks(np, table, xs, targets, arguments):
     """Each entry's block of one round: as many calls as its share of the time allows; two calls warm it."""
     out = {}
-    for key, (call, is_stretch) in table.items():
+    for key, (call, whole) in table.items():
         if call is None:
             continue
-        one = (lambda i, call=call: call(xs[i], targets[i])) if not is_stretch else None
+        one = (lambda i, call=call: call(xs[i], targets[i])) if not whole else None
         began = time.perf_counter()
         for i in range(5):
             one(i) if one else call(xs[: 5], targets[: 5])
-        each = (time.perf_counter() - began) / (25 if is_stretch else 5)
+        each = (time.perf_counter() - began) / (25 if whole else 5)
         calls = int(min(max(arguments.seconds / each, 10 * arguments.rounds), arguments.calls) / arguments.rounds)
         calls = min(calls, len(xs))
+        if whole:
+            calls = max(calls // whole, 1) * whole
 
-        def block(call=call, calls=calls, is_stretch=is_stretch):
-            if is_stretch:
+        def block(call=call, calls=calls, whole=whole):
+            if whole:
                 call(xs[:2], targets[:2])
                 return [common.clock(call, xs[:calls], targets[:calls]) / calls]
             call(xs[0], targets[0])
@@ -126,7 +128,8 @@ def measure(mf, np, n, dtype, arguments, printed):
     ratios = {
         "mean / e-prop": common.ratio(times, ("mean", OURS), ("e-prop", OURS)),
         "exact / e-prop": common.ratio(times, ("exact", OURS), ("e-prop", OURS)),
-        "numba exact / chunk 16 exact": common.ratio(times, ("exact", "numba"), ("exact", "chunk 16")),
+        "numba exact / chunk 32 exact": common.ratio(times, ("exact", "numba"), ("exact", "chunk 32")),
+        "exact / chunk 32 exact": common.ratio(times, ("exact", OURS), ("exact", "chunk 32")),
     }
     print("     ", ", ".join(f"{name} {value:.2f}" for name, value in ratios.items() if value), "\n", flush=True)
     return rows, {"n_rec": n, "dtype": dtype, **ratios}
