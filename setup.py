@@ -8,10 +8,13 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-SOURCES = ["src/model.pxd", "src/threads.h", "src/kernels.pyx", *map(str, Path("src").glob("*.pxi"))]
-# -ffp-contract=off: products and sums are fused where the kernels say so and nowhere else (see src/kernels.pyx).  The kernels
-# are vectorised by hand; what -ftree-slp-vectorize makes of the sums of lanes is slower than what is written.
-FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-tree-slp-vectorize"]
+SOURCES = ["src/model.pxd", "src/threads.h", "src/exponential.h", "src/kernels.pyx", *map(str, Path("src").glob("*.pxi"))]
+# -ffp-contract=off: products and sums are fused where the kernels say so and nowhere else (see src/kernels.pyx).
+# -fno-trapping-math: nobody asks which exceptions were raised; without it no loop that chooses by a comparison, like those of
+# the activations, becomes one over vectors.  The other kernels are vectorised by hand; what -ftree-slp-vectorize makes of
+# the sums of lanes is slower than what is written.
+PORTABLE = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize"]
+FLAGS = ["/O2"] if sys.platform == "win32" else PORTABLE
 # A kernel's inline functions take numbers that become constants where they are called (ranks, counts, what to do with the
 # result); left to its own measure, the compiler makes one general function of some: 10 to 15 % of a step.
 INLINE = [] if sys.platform == "win32" else [("CYTHON_INLINE", "inline __attribute__((always_inline))")]

@@ -1,16 +1,21 @@
 # The network itself, its loss and the learning signal.
 
 
-cdef inline real exp_(real x) noexcept nogil:
-    return expf(x) if real is float else exp(x)
+cdef extern from "exponential.h":
+    float exp_f32 "mpf_exp_f32" (float x, float *less_one) noexcept nogil
+    double exp_f64 "mpf_exp_f64" (double x, double *less_one) noexcept nogil
+
+
+cdef inline real exp_(real x, real *less_one) noexcept nogil:
+    """exp(x) and exp(x) - 1 of x <= 0."""
+    if real is float:
+        return exp_f32(x, less_one)
+    else:
+        return exp_f64(x, less_one)
 
 
 cdef inline real log1p_(real x) noexcept nogil:
     return log1pf(x) if real is float else log1p(x)
-
-
-cdef inline real expm1_(real x) noexcept nogil:
-    return expm1f(x) if real is float else expm1(x)
 
 
 cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kind) noexcept nogil:
@@ -19,26 +24,30 @@ cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kin
     All from exp(-|v|), so that a derivative that is nearly zero has its digits: 1 - tanh(v)^2 would lose them.
     """
     cdef Py_ssize_t i
-    cdef real e, size
+    cdef real x, far, e, less_one
     if kind == RELU:
         for i in range(n):
             h[i] = 1 if v[i] > 0 else 0
             z[i] = 0 if v[i] <= 0 else v[i]  # a NaN stays a NaN
     elif kind == SOFTPLUS:
         for i in range(n):
-            e = exp_(-v[i] if v[i] > 0 else v[i])
-            z[i] = (v[i] if v[i] > 0 else 0) + log1p_(e)
-            h[i] = (1 if v[i] > 0 else e) / (1 + e)
+            x = v[i]
+            e = exp_(-x if x > 0 else x, &less_one)
+            z[i] = (x if x > 0 else 0) + log1p_(e)
+            h[i] = (1 if x > 0 else e) / (1 + e)
     elif kind == TANH:
         for i in range(n):
-            e = expm1_(-2 * v[i] if v[i] > 0 else 2 * v[i])
-            size = -e / (2 + e)
-            z[i] = -size if v[i] < 0 else size
-            h[i] = 4 * (1 + e) / ((2 + e) * (2 + e))
+            x = v[i]
+            far = -x if x > 0 else x
+            e = exp_(2 * far, &less_one)
+            far = less_one / (2 + less_one)
+            z[i] = -far if x > 0 else far
+            h[i] = 4 * e / ((2 + less_one) * (2 + less_one))
     elif kind == SIGMOID:
         for i in range(n):
-            e = exp_(-v[i] if v[i] > 0 else v[i])
-            z[i] = (1 if v[i] > 0 else e) / (1 + e)
+            x = v[i]
+            e = exp_(-x if x > 0 else x, &less_one)
+            z[i] = (1 if x > 0 else e) / (1 + e)
             h[i] = e / ((1 + e) * (1 + e))
     else:
         for i in range(n):

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from problems import problems
 
 import modprop_fast as mf
+from modprop_fast import core
 
+LONG = np.longdouble
+ACTIVATIONS = {  # with their derivatives
+    "tanh": (np.tanh, lambda v: np.cosh(v) ** -2),
+    "sigmoid": (lambda v: 1 / (1 + np.exp(-v)), lambda v: 1 / (2 + np.exp(v) + np.exp(-v))),
+    "softplus": (lambda v: np.log1p(np.exp(-abs(v))) + np.maximum(v, 0), lambda v: 1 / (1 + np.exp(-v))),
+}
 E_I = {"types": {"E": 97, "I": 23}, "dale": {"E": 1, "I": -1}}
 
 
@@ -91,3 +98,27 @@ def test_assigning_a_weight_copies_into_the_engines_array():
         net.w_rec = np.ones((2, 3))
     with pytest.raises(AttributeError, match="b_rec: this network was made with bias=False"):
         net.b_rec  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(("dtype", "largest"), [("float32", 95), ("float64", 740)])
+def test_activations_have_their_digits_however_small_and_the_same_on_every_instruction_set(name, dtype, largest, monkeypatch):
+    """To 5 units in the last place, derivatives too, unless they are as good as subnormal."""
+    n, rng = 700, np.random.default_rng(0)
+    tiny = 10 ** rng.uniform(-30, 0, n) * rng.choice([-1, 1], n)
+    v = np.concatenate([rng.uniform(-largest, largest, n), tiny, [0, -0.0, largest, -largest]]).astype(dtype)
+    found = {}
+    for isa in core.available_isas():
+        monkeypatch.setenv("MODPROP_FAST_ISA", isa)
+        net = mf.Network(1, len(v), 1, activation=name, tau=0, dtype=dtype, mask=np.zeros((len(v),) * 2, bool), init="zeros")
+        net.w_in[:, 0] = v
+        learner = mf.Learner(net, mf.EProp())
+        learner.step(np.ones(1, dtype), learn=False)
+        found[isa] = [learner._engine.arrays["pre"][: len(v)].copy(), learner._engine.arrays["h"].copy()]
+    smallest = 8 * np.finfo(dtype).tiny
+    with np.errstate(over="ignore", under="ignore"):
+        expected = [function(v.astype(LONG)) for function in ACTIVATIONS[name]]
+    for z_or_h, right in zip(found[isa], expected):
+        last_place = np.spacing(np.maximum(np.abs(right), smallest).astype(dtype)).astype(LONG)
+        assert (np.abs(z_or_h - right) <= np.where(np.abs(right) < smallest, smallest, 5 * last_place)).all()
+    assert all(np.array_equal(a, b) for other in found.values() for a, b in zip(other, found[isa]))
