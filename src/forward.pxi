@@ -4,6 +4,8 @@
 cdef extern from "exponential.h":
     float exp_f32 "mpf_exp_f32" (float x, float *less_one) noexcept nogil
     double exp_f64 "mpf_exp_f64" (double x, double *less_one) noexcept nogil
+    float log1p_f32 "mpf_log1p_f32" (float e) noexcept nogil
+    double log1p_f64 "mpf_log1p_f64" (double e) noexcept nogil
 
 
 cdef inline real exp_(real x, real *less_one) noexcept nogil:
@@ -14,8 +16,12 @@ cdef inline real exp_(real x, real *less_one) noexcept nogil:
         return exp_f64(x, less_one)
 
 
-cdef inline real log1p_(real x) noexcept nogil:
-    return log1pf(x) if real is float else log1p(x)
+cdef inline real log1p_(real e) noexcept nogil:
+    """log(1 + e) of 0 <= e <= 1."""
+    if real is float:
+        return log1p_f32(e)
+    else:
+        return log1p_f64(e)
 
 
 cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kind) noexcept nogil:

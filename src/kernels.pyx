@@ -23,7 +23,7 @@ Measured: fused, 4 to 26 % less time for `exact` on a core with 256-bit register
 Subnormal numbers are flushed to zero while a kernel runs, by core.pyx.
 """
 
-from libc.math cimport INFINITY, exp, fabs, log, log1p, log1pf
+from libc.math cimport INFINITY, exp, fabs, log
 from libc.string cimport memcpy, memset
 
 from model cimport *
