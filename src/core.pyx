@@ -24,7 +24,7 @@ cdef enum:
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
     WINDOW_DEFERRED = 8  # of less than 256 units; of more, WINDOW
     WINDOW = 16
-    TEAM_FROM = 768  # units, measured: `exact` is 1.4 times as fast with two threads, 1.7 at 2048; `mean` 1.1 and 1.25
+    TEAM_FROM = 768  # units, measured with two threads: `exact` is 1.2 times as fast, 1.5 at 2048; `mean` 1.2 and 1.6
     TEAM_STEPS = 8  # fewer are over before the others have come
 
 MAX_WINDOW = SLOTS - 1
@@ -36,7 +36,7 @@ SPARSE_DENSITY = 0.2
 SPARSE_UNITS = {"exact": 64, "mean": 256, "none": 256}  # rules with other traces never do
 
 # Units from which updates wait (pending.pxi).  Measured with 256-bit registers and relu, time of a step by that of writing at
-# once, at N = 64, 128, 256, 512: exact 0.62, 0.50, 0.37, 0.39; mean 0.71, 0.63, 0.57, 0.56; e-prop 0.70, 0.62, 0.62, 0.65.
+# once, at N = 64, 128, 256, 512: exact 0.54, 0.52, 0.35, 0.38; mean 0.59, 0.55, 0.51, 0.58; e-prop 0.62, 0.54, 0.57, 0.72.
 DEFER_FROM = {"exact": 16, "mean": 16, "none": 16}
 
 include "machine.pxi"

@@ -199,7 +199,7 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
         owed_row = <real *>m.eps_owed + slot(m, m.t - n) * Q
         p = first
         while p < last:
-            memset(owed_row + p, 0, TOGETHER * sizeof(real))
+            memset(owed_row + p, 0, TOGETHER * sizeof(real))  # of a size that the compiler knows: no call
             p += TOGETHER
     if m.trace == TRACE_EXACT:
         memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
