@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -457,7 +458,8 @@ class Learner:
 
     def _replan(self):
         """The rule as it stands for these weights and this mean of h."""
-        self._plan = self.rule.plan(self.network, self._h_mean)
+        plan = self.rule.plan(self.network, self._h_mean)
+        self._plan = plan if plan.v is None else plan.continuing(self._plan.v)
         for engine in (self._engine, *self._workers):
             engine.follow(self._plan)
         self._planned_for = int(self.network._stamp[0])  # since when somebody may have written into the weights
@@ -529,6 +531,8 @@ class Learner:
             out["rng"] = np.array(json.dumps(self._rng.bit_generator.state))
         if self._plan.measures_h:
             out |= {"h_mean": self._h_mean.copy(), "h_batches": np.array(self._h_batches)}
+        if self.rule.follows and self._plan.v is not None:
+            out["modulators"] = self._plan.v.copy()
         return out | {f"optimizer.{name}": array.copy() for name, array in self._optimizer_state.items()}
 
     def restore(self, state):
@@ -550,6 +554,8 @@ class Learner:
             self._rng.bit_generator.state = json.loads(str(state["rng"]))
         if self._plan.measures_h:
             self._h_mean[:], self._h_batches = state["h_mean"], int(state["h_batches"])
+        if "modulators" in state:
+            self._plan = replace(self._plan, v=state["modulators"])
         if self.rule.follows:
             self._replan()
         self._engine.means = state.get("means")

@@ -60,6 +60,21 @@ class Plan:
         """Whether the engine has another form than e-prop's, backwards in time."""
         return self.adjoint != "none"
 
+    def continuing(self, v) -> Plan:
+        """The same plan with its modulators in the order and with the signs of ``v`` (r, N), those of a plan before it.
+
+        Singular vectors come with any sign, and change places when their values cross; what a stream carries in its
+        traces belongs to the modulators that it was summed for.
+        """
+        likeness = self.v @ v.T  # [now, before]
+        order, left = np.empty(self.rank, int), np.abs(likeness)
+        for _ in order:
+            now, before = np.unravel_index(left.argmax(), left.shape)
+            order[before] = now
+            left[now], left[:, before] = -1, -1
+        sign = np.where(likeness[order, np.arange(self.rank)] < 0, -1.0, 1.0)
+        return replace(self, u=self.u[:, order] * sign, v=self.v[order] * sign[:, None])
+
     def mu_of_units(self, n_rec) -> np.ndarray:
         """(N,) mu of every unit."""
         per_unit = self.mu if self.types is None else np.broadcast_to(self.mu, self.rank)[self.types]

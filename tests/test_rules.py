@@ -67,6 +67,35 @@ def test_low_rank_follows_the_weights(rule):
         assert np.abs(np.matmul(*reference.low_rank(net.w_rec, 3)) - wb).max() > 1e-4
 
 
+@pytest.mark.parametrize("factor", ["exact", "mean"])
+def test_traces_outlast_another_order_and_other_signs_of_singular_vectors(factor, monkeypatch):
+    """In a stream the plan follows W while traces are carried on: those of a modulator stay its own."""
+    weights, turned = [], False
+
+    def low_rank(w, rank):
+        u, v = reference.low_rank(w, rank)
+        return (u[:, ::-1] * [-1, 1, -1], v[::-1] * [[-1], [1], [-1]]) if turned else (u, v)
+
+    monkeypatch.setattr("modprop_fast.rules.low_rank", low_rank)
+    for turns in (False, True):
+        turned = False
+        net, learner, inputs, targets = make(mf.ModProp(0.25, mf.LowRank(3), factor=factor), optimizer=mf.SGD(0.01))
+        learner.run(inputs[0], targets[0])
+        turned = turns
+        learner.fit_trials(inputs, targets)
+        before = net.w_rec.copy()
+        learner.run(inputs[1][:3], targets[1][:3])
+        assert np.abs(net.w_rec - before).max() > 1e-4
+        other, resumed, *_ = make(learner.rule, optimizer=mf.SGD(0.01))
+        for name, w in net.weights.items():
+            other.weights[name][...] = w
+        resumed.restore(learner.state())
+        [one.fit_trials(inputs, targets) for one in (learner, resumed)]
+        assert all(np.array_equal(w, net.weights[name]) for name, w in other.weights.items())
+        weights.append(net.weights)
+    assert_close(weights[1], weights[0], 1e-12)
+
+
 def test_the_ends_of_the_dials():
     net, exact, inputs, targets = make(mf.BPTT())
     bptt = exact.gradient(inputs, targets, mode="offline")
