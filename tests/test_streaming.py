@@ -297,12 +297,30 @@ def test_a_unit_awake_among_units_at_rest_learns(awake):
     assert np.flatnonzero(net.w_in != before).tolist() == [awake]
 
 
-def test_a_step_returns_its_own_array():
-    learner = small()
-    first = learner.step(draw(1)[0][0])
-    kept = first.copy()
-    learner.step(draw(1, seed=5)[0][0])
-    assert np.array_equal(first, kept)
+def test_a_step_returns_an_array_of_the_callers_own():
+    """An array that nobody has kept is given again: not one that is kept in part, or that was changed in its make."""
+    xs, targets = draw(64)
+    learner, expected = small(), small().run(xs, targets)
+    kept = []
+    for t, (x, target, wanted) in enumerate(zip(xs, targets, expected)):
+        y = learner.step(x, target)
+        assert y.shape == (2,) and y.dtype == np.float32 and y.flags.writeable and y.flags.c_contiguous
+        assert np.array_equal(y, wanted) and not np.shares_memory(y, learner._engine.y)
+        if t % 6 == 0:
+            kept.append((y, y.copy()))
+        elif t % 6 == 1:
+            kept.append((y[1:], y[1:].copy()))
+        elif t % 6 == 2:
+            kept.append((memoryview(y), y.copy()))
+        elif t % 6 == 3:
+            y.flags.writeable = False
+        elif t % 6 == 4 and t % 4:
+            y.resize(1, refcheck=False)
+        elif t % 6 == 4:
+            y.resize((2, 1), refcheck=False)
+        else:
+            y.dtype = "int32"
+    assert all(np.array_equal(array, before) for array, before in kept)
 
 
 def test_what_is_written_into_the_weights_counts_at_the_next_step():
