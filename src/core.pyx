@@ -345,7 +345,7 @@ cdef class Engine:
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
                 "power_K": (S, r, r), "awake_sums": (r * (exact and m.type != NULL and m.activation == RELU and 2 <= r < SLOTS), r, Q), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
-                "keep": (N * masked, N), "factor": (P,), "factor_by_source": (P,), "factor_of": (r, self._n_places_by_source()), "factor_sums": (r,), "h_sum": (N * self.plan.measures_h,),
+                "keep": (N * masked, N), "factor": (P,), "factor_by_source": (P,), "factor_of": (r, self._n_places_by_source()), "factor_by_unit": (r, N), "factor_sums": (r,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
                 "eps_owed": (S * m.may_defer, Q), "onto_h": (S * m.may_defer, D), "carried": (S * m.may_defer, r),
                 "eps_placed": (S * m.may_defer, P), "front": (P * m.may_defer,), "heard_count": ((Q + LANES) * m.may_defer, 1 + r),
@@ -374,7 +374,7 @@ cdef class Engine:
         m.tail, m.dots, m.pick = address(a["tail"]), address(a["dots"]), address(a["pick"])
         m.dummy, m.zeros = address(a["dummy"]), address(a["zeros"])
         m.keep, m.factor_of, m.factor_sums, m.h_sum = address(a["keep"]), address(a["factor_of"]), address(a["factor_sums"]), address(a["h_sum"])
-        m.sources = address(a["sources"])
+        m.factor_by_unit, m.sources = address(a["factor_by_unit"]), address(a["sources"])
         m.eps_owed, m.onto_h, m.carried = address(a["eps_owed"]), address(a["onto_h"]), address(a["carried"])
         m.eps_placed, m.front, m.heard_count = address(a["eps_placed"]), address(a["front"]), address(a["heard_count"])
         m.counts = address(a["counts"])
@@ -422,7 +422,9 @@ cdef class Engine:
         a["factor"][c["place"]] = a["factor_by_source"][c["place_by_source"]] = factor
         if self.plan.types is not None:
             a["factor_of"][self.plan.types, c["place_by_source"]] = factor
+            a["factor_by_unit"][self.plan.types, np.arange(self.m.n_rec)] = factor
             a["factor_sums"][:] = a["factor_of"].sum(axis=1)
+            self.m.counted = False
 
     cdef _bind_gradient(self):
         cdef Model *m = &self.m

@@ -122,6 +122,7 @@ ctypedef struct Model:
     bint one_tap              # MDGL: the filter forgets at once, K = 0
     void *factor              # (P,) of the `mean` factor by place: 1 (class_drive holds mu), or hbar; 0 where there is no unit
     void *factor_of           # (r, P) the same, 0 for units of other types; by source
+    void *factor_by_unit      # (r, N) the same
     void *factor_sums         # (r,) over the units of each type
     bint running              # hbar
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
@@ -171,8 +172,8 @@ ctypedef struct Model:
     void *counts              # (threads, 3 S STRETCH_WRITTEN LANES) scratch of `prepare`
     int *type_ends            # (r,) places before which those of a type end, where there are types
     double *type_sums         # (r, r) [post, pre] sums of W over types
-    double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces
-    double *step_sums         # (8, r) see `sum_step`
+    double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces; `mean`: [class, modulator, pre]
+    double *step_sums         # (8, r) see `sum_step` and `sum_mean`
 
     # few connections
     Py_ssize_t *starts        # (P + 1,) where the connections of the unit at each place begin

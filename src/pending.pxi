@@ -92,9 +92,11 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
         feel(m, placed, <real *>m.own)
     from_places(m, <real *>m.current, placed)
     if m.t < m.owed_until and not m.autapses:
-        from_places(m, <real *>m.input, own)
+        if m.trace == TRACE_EXACT:
+            from_places(m, <real *>m.input, own)
+            own = <const real *>m.input
         for p in range(m.n_rec):
-            (<real *>m.current)[p] += (<real *>m.input)[p] * z[p]
+            (<real *>m.current)[p] += own[p] * z[p]
     m.driven = True
 
 
@@ -105,24 +107,24 @@ cdef void place_eps(Model *m, real *placed) noexcept nogil:
     to_places(m, placed, <const real *>m.eps + slot(m, m.t) * m.stride)
 
 
-cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, real *carry) noexcept nogil:
+cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, real *carry) noexcept nogil:
     """What this step's error says of the weights is added to what waits; `n_steps`: the most that a group
-    lags behind, `carry`: of `carry_back`."""
+    lags behind, `learned`: L h, `carry`: of `carry_back`."""
     cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), n, i, a, group
     cdef real *local = <real *>m.local + s * P
     cdef real *onto
     cdef real *carried
-    place_eps(m, <real *>m.eps_placed + s * P)
     memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
     if m.trace == TRACE_EXACT:
+        place_eps(m, <real *>m.eps_placed + s * P)
         memset(<real *>m.onto_h + s * m.n_drive, 0, m.n_drive * sizeof(real))
     if not learn:
         memset(local, 0, P * sizeof(real))
         return
     m.owed_until, m.unwritten = m.t + m.n_groups, True
     if m.trace != TRACE_EXACT:
-        for i in range(P):
-            (<real *>m.own)[i] += local[i] * (<real *>m.eps_placed)[s * P + i]
+        for i in range(m.n_rec):
+            (<real *>m.own)[i] += learned[i] * (<real *>m.eps)[s * m.stride + i]
         return
     for group in range(m.n_groups):
         carried = <real *>m.carried + group * r
@@ -211,9 +213,8 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
         for p in range(first, units):
             at = m.place[p]
             (<real *>m.front)[at] = placed[at] * (<real *>m.local)[slot(m, m.t) * P + at]
-    else:
-        for p in range(first, units):
-            (<real *>m.own)[m.place[p]] = 0
+    elif first < units:
+        memset(<real *>m.own + first, 0, (units - first) * sizeof(real))
     for a in range(m.n_class if m.trace == TRACE_MEAN else 0):
         memset(<real *>m.class_sums + a * Q + first, 0, (last - first) * sizeof(real))
     m.since[group] = m.t
@@ -261,8 +262,8 @@ cdef void take_stock(Model *m, real *_) noexcept nogil:
     memset(m.eps_owed, 0, SLOTS * m.stride * sizeof(real))
     memset(m.eps_placed, 0, SLOTS * P * sizeof(real))
     memset(m.own, 0, P * sizeof(real))
-    place_eps(m, placed)
     if m.trace == TRACE_EXACT:  # of now, the traces have not heard yet
+        place_eps(m, placed)
         memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
         memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
         for i in range(P):
@@ -270,6 +271,8 @@ cdef void take_stock(Model *m, real *_) noexcept nogil:
     if not m.follows:
         return
     sum_by_source(m, m.type_sums, 0, <const real *>m.by_source)
+    if m.trace == TRACE_MEAN:
+        take_stock_of_mean(m, <const real *>m.eps + s * m.stride)
     if m.trace != TRACE_EXACT:
         return
     sum_step(m, <real *>m.old)

@@ -22,44 +22,109 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
         of_type += P
 
 
-cdef inline void diagonal_of(vec *diagonal, vec *own, const vec *factor_of, const vec *rows, const vec *local, const vec *eps, Py_ssize_t n,
-                             Py_ssize_t r) noexcept nogil:
-    """own += what the rows put on each unit's own synapse; diagonal = that and its local part."""
-    cdef Py_ssize_t i, a
-    cdef vec x
-    for i in range(n):
-        x = factor_of[i] * rows[i]
-        for a in range(1, r):
-            x = madd(x, factor_of[a * n + i], rows[a * n + i])
-        own[i] += x
-        diagonal[i] = madd(x, local[i], eps[i])
-
-
-cdef void follow_rows(Model *m, bint learn, real *rows) noexcept nogil:
-    """`mean`: the diagonal of what waits, and the sums over types of W, after this step."""
-    cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), a, b
-    cdef real *local = <real *>m.local + s * P
-    cdef real *eps = <real *>m.eps_placed + s * P
-    cdef const real *modulator = <real *>m.modulator + s * r
-    cdef const real *of_type = <const real *>m.u
-    cdef real *diagonal = rows + r * P
-    cdef real out[ROWS]
-    if not learn:
-        return
+cdef inline void sum_traces(Model *m, const real *K, const real *drive, Py_ssize_t b, double eps, double weighted, Py_ssize_t r) noexcept nogil:
+    """The sums of the traces of `mean` over type b, which obey the traces' own recursion; eps and factor eps: of a step ago."""
+    cdef double *T = m.trace_sums + b  # (r, r, r) [class, modulator, pre]
+    cdef double *own = m.step_sums + (3 + b) * r  # (r, r) [class, modulator]: factor times trace
+    cdef double mixed[2]
+    cdef Py_ssize_t a, c, d
     for a in range(r):
-        to_places(m, rows + a * P, <const real *>m.class_rows + a * m.stride)
-        memset(rows + a * P + m.n_rec, 0, (P - m.n_rec) * sizeof(real))
-    if real is float:
-        diagonal_of(<f32v *>diagonal, <f32v *>m.own, <f32v *>m.factor_of, <f32v *>rows, <f32v *>local, <f32v *>eps, P // F32_LANES, r)
-    else:
-        diagonal_of(<f64v *>diagonal, <f64v *>m.own, <f64v *>m.factor_of, <f64v *>rows, <f64v *>local, <f64v *>eps, P // F64_LANES, r)
-    for b in range(r if m.follows else 0):
-        dot_rows(&out[0], rows, rows + (r - 1) * P, eps, diagonal, of_type, of_type, P)
+        for c in range(r):
+            mixed[c] = drive[a * r + c] * eps
+            for d in range(r):
+                mixed[c] += K[c * r + d] * T[(a * r + d) * r]
+        for c in range(r):
+            T[(a * r + c) * r] = mixed[c]
+    for c in range(r):
+        mixed[c] = drive[b * r + c] * weighted
+        for d in range(r):
+            mixed[c] += K[c * r + d] * own[d]
+    for c in range(r):
+        own[c] = mixed[c]
+
+
+cdef void sum_mean(Model *m, const real *learned, real *scratch) noexcept nogil:
+    """`mean`, r <= 2: over each type eps, factor eps and the traces; and of an error, L h (the modulators) and L h eps."""
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, a, b, p
+    cdef double *sums = m.step_sums
+    cdef const real *eps = <const real *>m.eps + slot(m, m.t) * m.stride
+    cdef const real *factor = <const real *>m.factor_by_unit
+    cdef const real *of_type = <const real *>m.membership
+    cdef real *modulator = <real *>m.modulator + slot(m, m.t) * r
+    cdef real *weighted = scratch + n
+    cdef real out[ROWS]
+    cdef real edge[16]
+    for p in range(n):
+        scratch[p] = learned[p] * eps[p]
+    for p in range(n if m.running else 0):
+        weighted[p] = factor[p] * eps[p]
+    for a in range(1, r if m.running else 0):
+        for p in range(n):
+            weighted[p] += factor[a * n + p] * eps[p]
+    for b in range(r):
+        if r == 2 and m.follows:
+            sum_traces(m, <const real *>m.K, <const real *>m.class_drive, b, sums[b], sums[r + b], 2)
+        elif m.follows:
+            sum_traces(m, <const real *>m.K, <const real *>m.class_drive, b, sums[b], sums[r + b], 1)
+        if n % (16 if real is float else 8):
+            line_up(&edge[0], of_type, n)
+        dot_rows(&out[0], learned, scratch, eps, weighted if m.running else eps, of_type, &edge[0], n)
+        modulator[b], sums[2 * r + b], sums[b], sums[r + b] = out[0], out[1], out[2], out[3]
+        of_type += n
+
+
+cdef inline void learn_sums(Model *m, const real *modulator, const real *factor_sums, Py_ssize_t r) noexcept nogil:
+    """What this step's error takes from the sums over types of W."""
+    cdef const double *sums = m.step_sums
+    cdef double change
+    cdef Py_ssize_t a, b, c
+    for a in range(r):
+        for b in range(r):
+            change = 0
+            for c in range(r):
+                change += modulator[c] * m.trace_sums[(a * r + c) * r + b]
+            change = modulator[a] * sums[b] + factor_sums[a] * change
+            if a == b and not m.autapses:
+                change -= sums[2 * r + b]
+                for c in range(r):
+                    change -= modulator[c] * sums[(3 + b) * r + c]
+            m.type_sums[a * r + b] -= change
+
+
+cdef void follow_mean(Model *m, real *own) noexcept nogil:
+    """The diagonal of what waits, and the sums over types of W, after this step's error."""
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, a, p
+    cdef const real *modulator = <real *>m.modulator + slot(m, m.t) * r
+    cdef const real *factor = <const real *>m.factor_by_unit
+    cdef const real *row = <const real *>m.class_rows
+    for a in range(r):
+        for p in range(n):
+            own[p] += factor[p] * row[p]
+        factor += n
+        row += m.stride
+    if r == 2 and m.follows:
+        learn_sums(m, modulator, <const real *>m.factor_sums, 2)
+    elif m.follows:
+        learn_sums(m, modulator, <const real *>m.factor_sums, 1)
+
+
+cdef void take_stock_of_mean(Model *m, const real *eps) noexcept nogil:
+    """The sums that `sum_mean` keeps up, from eps of now and the traces themselves."""
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, a, b, c, p
+    cdef const real *factor = <const real *>m.factor_by_unit
+    cdef const real *trace
+    memset(m.step_sums, 0, 8 * r * sizeof(double))
+    memset(m.trace_sums, 0, r * r * r * sizeof(double))
+    for p in range(n):
+        b = m.type[p]
+        m.step_sums[b] += eps[p]
+        m.step_sums[r + b] += factor[b * n + p] * eps[p]
         for a in range(r):
-            m.type_sums[a * r + b] -= modulator[a] * out[2] + (<const real *>m.factor_sums)[a] * out[a]
-        if not m.autapses:
-            m.type_sums[b * r + b] += out[3]
-        of_type += P
+            for c in range(r):
+                trace = <const real *>m.traces + (a * r + c) * m.stride
+                m.trace_sums[(a * r + c) * r + b] += trace[p]
+                if a == b:
+                    m.step_sums[(3 + a) * r + c] += factor[a * n + p] * trace[p]
 
 
 cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:

@@ -601,7 +601,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     cdef real *learned = <real *>m.input
     cdef const real *h = <const real *>m.h
     cdef real scale = <real>m.lr if m.online or m.frozen else 1
-    cdef bint refresh, exact = m.trace == TRACE_EXACT
+    cdef bint refresh, exact = m.trace == TRACE_EXACT, summed = m.trace == TRACE_MEAN and m.deferred and m.online
     m.erred[s] = learn
     if m.keeps_h:
         keep_h(m, <real *>m.h_past)
@@ -612,8 +612,10 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         for p in range(n):
             learned[p] = scale * signal[p] * h[p]
         to_places(m, local, learned)
-        if r:
+        if r and not summed:
             matvec(modulator, <const real *>m.u, local, r, m.n_places)
+    if summed:
+        sum_mean(m, learned, <real *>m.old)
     if m.follows and m.trace == TRACE_EXACT:
         memcpy(<real *>m.past_K + s * r * r, m.K, r * r * sizeof(real))
         memcpy(<real *>m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
@@ -644,10 +646,10 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         packed_step(m, learn, refresh, <real *>m.type_lanes)
         return
     if m.deferred:
-        defer(m, n_steps, learn, <real *>m.back + SLOTS * r)
-        if m.trace == TRACE_MEAN:
-            follow_rows(m, learn, <real *>m.old)
-        elif m.follows:
+        defer(m, n_steps, learn, learned, <real *>m.back + SLOTS * r)
+        if summed and learn:
+            follow_mean(m, <real *>m.own)
+        elif m.follows and exact:
             follow_sums(m, learn, <real *>m.old)
         write_group(m, due, coef)
         if refresh:

@@ -76,10 +76,10 @@ def test_updates_that_wait_are_updates(problem, rule, events):
         assert np.allclose(waiting._engine.means, plain._engine.means, rtol=1e-9, atol=1e-12)
 
 
-def learned(n_steps, **kwargs):
+def learned(n_steps, factor="exact", **kwargs):
     rng = np.random.default_rng(0)
     net = mf.Network(2, 20, 1, types={"E": 0.8, "I": 0.2}, rng=rng, **kwargs)
-    learner = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(0.05))
+    learner = mf.Learner(net, mf.ModProp(0.25, factor=factor), optimizer=mf.SGD(0.05))
     xs, targets = rng.normal(size=(n_steps, 2)), rng.normal(size=(n_steps, 1))
     learner.run(xs.astype(net.dtype), targets.astype(net.dtype))
     return net, learner
@@ -112,9 +112,29 @@ def test_two_learners_of_one_network_take_turns():
     assert_close(nets[0].weights, nets[1].weights, 1e-10)
 
 
-def test_sums_over_types_are_taken_anew(monkeypatch):
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_a_new_plan_within_a_stream_counts_at_once(name):
+    rng = np.random.default_rng(1)
+    xs, targets, learners = rng.normal(size=(60, 2)), rng.normal(size=(60, 1)), []
+    for _ in range(2):
+        net = mf.Network(2, 20, 1, types=[0, 1] * 10, dtype="float64", activation="tanh", rng=np.random.default_rng(0))
+        learners.append(mf.Learner(net, FOLLOWING[name], optimizer=mf.SGD(0.05)))
+    waiting, plain = learners
+    held = plain.network.w_rec
+    for t, (x, target) in enumerate(zip(xs, targets)):
+        if t in (20, 41):
+            [learner._follow_stream() for learner in learners]
+        assert np.allclose(waiting.step(x, target), plain.step(x, target), rtol=1e-10)
+    assert waiting._engine.unwritten and not plain._engine.unwritten
+    assert_close({"w": waiting.network.w_rec}, {"w": held}, 1e-10)
+    if waiting._engine.means is not None:
+        assert np.allclose(waiting._engine.means, plain._engine.means, rtol=1e-10)
+
+
+@pytest.mark.parametrize("factor", ["exact", "mean"])
+def test_sums_over_types_are_taken_anew(factor):
     """They follow by their own recursion; after a long stream they are still those of W."""
-    net, learner = learned(70_000)
+    net, learner = learned(70_000, factor)
     exact = [[net.w_rec[np.ix_(net.types == a, net.types == b)].mean(dtype=float) for b in range(2)] for a in range(2)]
     assert np.allclose(learner._engine.means, exact, rtol=1e-4, atol=1e-7)
 
