@@ -25,7 +25,7 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
 cdef inline void sum_traces(Model *m, const real *K, const real *drive, Py_ssize_t b, double eps, double weighted, Py_ssize_t r) noexcept nogil:
     """The sums of the traces of `mean` over type b, which obey the traces' own recursion; eps and factor eps: of a step ago."""
     cdef double *T = m.trace_sums + b  # (r, r, r) [class, modulator, pre]
-    cdef double *own = m.step_sums + (3 + b) * r  # (r, r) [class, modulator]: factor times trace
+    cdef double *own = m.step_sums + (3 + b) * r  # [modulator] of factor times the traces of class b
     cdef double mixed[2]
     cdef Py_ssize_t a, c, d
     for a in range(r):
@@ -44,7 +44,10 @@ cdef inline void sum_traces(Model *m, const real *K, const real *drive, Py_ssize
 
 
 cdef void sum_mean(Model *m, const real *learned, real *scratch) noexcept nogil:
-    """`mean`, r <= 2: over each type eps, factor eps and the traces; and of an error, L h (the modulators) and L h eps."""
+    """`mean`, r <= 2, over each type: eps and factor eps of now, the traces, and of an error L h, the modulators, and L h eps.
+
+    step_sums: eps (r,), factor eps (r,), L h eps (r,), factor traces (r, r); trace_sums: traces.
+    """
     cdef Py_ssize_t n = m.n_rec, r = m.rank, a, b, p
     cdef double *sums = m.step_sums
     cdef const real *eps = <const real *>m.eps + slot(m, m.t) * m.stride
