@@ -27,11 +27,11 @@ def main():
     rules = {"exact": mf.ModProp(competitors.MU), "mean": mf.ModProp(competitors.MU, factor="mean"), "e-prop": mf.EProp()}
     rng = np.random.default_rng(0)
     xs, targets = (rng.normal(size=(4000, 2)).astype(np.float32) for _ in range(2))
-    limits = core.SPARSE_DENSITY, core.SPARSE_UNITS
+    limits = core.SPARSE
 
     def made(n, density, rule, limit):
         """A round of one learner, whether it keeps connections alone, its network."""
-        core.SPARSE_DENSITY, core.SPARSE_UNITS = limit
+        core.SPARSE = limit
         rng = np.random.default_rng(n)
         mask = rng.random((n, n)) < density
         net = mf.Network(2, n, 2, types={"E": n - n // 5, "I": n // 5}, gain=0.8, mask=mask, rng=rng)
@@ -48,8 +48,8 @@ def main():
         for n in arguments.sizes:
             entries, about = {}, {}
             for density in arguments.densities:
-                entries["all", density] = made(n, density, rule, (0, dict.fromkeys(limits[1], 0)))[0]
-                entries["packed", density], _, net = made(n, density, rule, (2, dict.fromkeys(limits[1], 0)))
+                entries["all", density] = made(n, density, rule, dict.fromkeys(limits, (0, 0)))[0]
+                entries["packed", density], _, net = made(n, density, rule, dict.fromkeys(limits, (0, 2)))
                 about[density] = made(n, density, rule, limits)[1], int(net.connections.sum())
             times = common.interleave(entries, arguments.rounds)
             for density, (sparse, count) in about.items():

@@ -38,11 +38,11 @@ cdef enum:
 
 MAX_WINDOW = SLOTS - 1
 PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the weights or the activity
-# Where an engine that is online keeps the connections that may exist alone.  Measured, time of a step by that of all
-# N x N, at N = 64, 256, 512, 2048 and density 0.2: exact 0.86, 0.62, 0.52, 0.55; mean 1.3, 1.1, 0.87, 0.6; e-prop 1.25, 1.1,
-# 0.86, 0.5; at 0.3: exact 0.97, 0.82, 0.70, 0.78; mean 1.5, 1.3, 1.2, 1.1.
-SPARSE_DENSITY = 0.2
-SPARSE_UNITS = {"exact": 64, "mean": 256, "none": 256}  # rules with other traces never do
+# Where an engine that is online keeps the connections that may exist alone: from so many units on, below that density.  Measured
+# with 256-bit registers, all N x N by that, at N = 64, 256, 512, 2048: density 0.2, exact 1.3, 2.1, 2.2, 3.5; mean 0.95, 1.3, 1.7, 2.3;
+# e-prop 0.9, 1.2, 1.4, 2.0; 0.4, exact 1.1, 1.3, 1.4, 1.9; mean 0.8, 0.8, 0.9, 1.2.  With 512-bit ones, density 0.3: exact 1.0, 1.2,
+# 1.4, 1.3; mean 0.7, 0.8, 0.8, 0.9.  Rules with other traces never do.
+SPARSE = {"exact": (32, 0.4), "mean": (256, 0.25), "none": (256, 0.25)}
 
 # Units from which updates wait (pending.pxi).  Measured with 256-bit registers and relu, time of a step by that of writing at
 # once, at N = 64, 128, 256, 512: exact 0.54, 0.52, 0.35, 0.38; mean 0.59, 0.55, 0.51, 0.58; e-prop 0.62, 0.54, 0.57, 0.72.
@@ -232,10 +232,11 @@ cdef class Engine:
     def _few(self, plan):
         """Whether the rule is one that `sparse.pxi` knows and the connections are few enough for it to pay."""
         network = self.network
-        known = plan.trace in SPARSE_UNITS and not plan.exact_steps and (plan.trace != "mean" or plan.types is not None)
-        if not known or network.mask is None or network.n_rec < SPARSE_UNITS[plan.trace]:
+        known = plan.trace in SPARSE and not plan.exact_steps and (plan.trace != "mean" or plan.types is not None)
+        if not known or network.mask is None:
             return False
-        return network.connections.mean() < SPARSE_DENSITY
+        units, density = SPARSE[plan.trace]
+        return network.n_rec >= units and network.connections.mean() < density
 
     cdef _bind_weights(self):
         cdef Model *m = &self.m

@@ -35,12 +35,12 @@ any_rule = st.sampled_from(sorted(SPARSE)).map(SPARSE.get)
 @contextmanager
 def limits(density, units=0):
     """Engines that are made meanwhile keep connections alone below this density."""
-    before = core.SPARSE_DENSITY, core.SPARSE_UNITS
-    core.SPARSE_DENSITY, core.SPARSE_UNITS = density, dict.fromkeys(before[1], units)
+    before = core.SPARSE
+    core.SPARSE = dict.fromkeys(before, (units, density))
     try:
         yield
     finally:
-        core.SPARSE_DENSITY, core.SPARSE_UNITS = before
+        core.SPARSE = before
 
 
 def masked(problem):
@@ -169,7 +169,8 @@ def draw(n_steps):
 
 def test_which_engines_keep_connections_alone():
     assert small()._engine.sparse and small(mf.EProp())._engine.sparse and small(mf.ModProp(factor="mean"))._engine.sparse
-    assert not small(density=0.21)._engine.sparse and not small(n_rec=63)._engine.sparse
+    assert small(density=0.38)._engine.sparse and not small(density=0.42)._engine.sparse and not small(n_rec=31)._engine.sparse
+    assert small(mf.EProp(), density=0.23)._engine.sparse and not small(mf.EProp(), density=0.27)._engine.sparse
     assert not any(small(rule)._engine.sparse for rule in DENSE.values())
     assert not mf.Learner(small().network, mf.ModProp(), update="apply")._engine.sparse
     engine = small()._engine
