@@ -37,7 +37,7 @@ class Network:
     dale : None, mapping of type name to +1, -1 or 0, or (n_rec,) array of these
         Dale's law: the sign of all that a unit sends, in W and W_out; 0 is free.  Every update keeps it.
     mask : None or (n_rec, n_rec) bool array, [post, pre]
-        Where a recurrent synapse may exist.  Every update keeps it; if it allows less than a fifth of all, a learner that
+        Where a recurrent synapse may exist.  Every update keeps it; if it allows few of all, a learner that
         updates at every step passes over these alone.
     autapses : bool
         Whether a unit may send to itself.
