@@ -86,7 +86,8 @@ class SGD:
         FloatingPointError
             If the norm of the gradient is not finite; nothing was changed.
         """
-        norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads.values()))
+        with np.errstate(over="ignore", invalid="ignore"):  # said below
+            norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient: expected a finite norm, got {norm} at update {iteration}")
         scale = self.clip / norm if self.clip is not None and norm > self.clip else 1.0
@@ -105,7 +106,7 @@ def by_weight(network, arrays) -> dict[str, np.ndarray]:
     grad, n_rec = arrays["grad"], network.n_rec
     after_in = n_rec + network.n_in
     out = {
-        "w_rec": grad[:, :n_rec] * network.connections,
+        "w_rec": np.where(network.connections, grad[:, :n_rec], 0),
         "w_in": grad[:, n_rec:after_in],
         "w_out": arrays["grad_w_out"],
         "b_out": arrays["grad_b_out"],

@@ -426,6 +426,18 @@ def test_adam_with_everything_against_its_equations():
     assert_close(learner.network.weights, weights, 1e-4)
 
 
+@pytest.mark.parametrize("size", [1e200, 1e308])
+def test_a_gradient_that_is_not_finite_is_said_once_and_changes_nothing(size):
+    """By an error, and not by warnings of NumPy as well."""
+    net = mf.Network(1, 5, 1, dtype="float64", activation="tanh", rng=np.random.default_rng(0))
+    learner = mf.Learner(net, mf.ModProp(0.25), update="apply")
+    learner.run(np.full((4, 1), 30.0), np.full((4, 1), size))
+    before = {name: w.copy() for name, w in net.weights.items()}
+    with pytest.raises(FloatingPointError, match="gradient: expected a finite norm"):
+        learner.apply()
+    assert same_bits(net.weights, before) and not learner.accumulated["w_rec"].diagonal().any()
+
+
 def test_learning_lowers_the_loss():
     rng = np.random.default_rng(0)
     net = mf.Network(1, 50, 1, activation="tanh", tau=1.0, rng=rng)
