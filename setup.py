@@ -1,5 +1,6 @@
 """The extension modules; everything else is in pyproject.toml."""
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -51,4 +52,7 @@ DIRECTIVES = {
     "autotestdict": False,
 }
 
-setup(ext_modules=cythonize(extensions, include_path=["src", "."], compiler_directives=DIRECTIVES))
+setup(
+    ext_modules=cythonize(extensions, include_path=["src", "."], compiler_directives=DIRECTIVES),
+    options={"build_ext": {"parallel": min(os.cpu_count() or 1, len(extensions))}},
+)
