@@ -16,8 +16,7 @@ __pyx_capi__: dict[str, Any]  # capsules of the functions of core.pxd
 MAX_TOGETHER: int
 MAX_WINDOW: int
 PLAN_EVERY: int
-SPARSE_DENSITY: float
-SPARSE_UNITS: dict[str, int]
+SPARSE: dict[str, tuple[int, float]]
 DEFER_FROM: dict[str, int]
 
 def compiler() -> str: ...
