@@ -5,13 +5,9 @@
 # read: in many networks that is half of all.  The network's own arrays, (N, N) by unit, get the weights when somebody
 # asks for them (`settle`), and give them when somebody may have written there (`bring_in`).
 #
-# Here is what moves weights between the two, and what is done with vectors of places: `hear` the sources, `feel` what
-# waits, `write` it.  When, and what waits, is in pending.pxi.
+# Here is what moves weights between the two, and what is read of vectors of places: `hear` the sources, `feel` what waits.
+# What writes it is in writing.pxi; when, and what waits, in pending.pxi.
 
-
-cdef enum:
-    FEW_LINES = 16    # of places: in fewer it is quicker to add the rows of both types than to part them
-    CACHED = 1 << 20  # bytes of weights and traces: more are called for before they are written
 
 cdef enum Classes:  # what counts for a type, or a unit, at some places
     ONE_TYPE, TWO_TYPES, BY_PLACE
@@ -27,22 +23,6 @@ ctypedef struct Waiting:
     const void *dots           # (n_ages,) products of each eps (or sum) with s_t, over the sources to which it has not been added
     const void *added          # (n_ages,) and over those of them that have its local part
     const void *front          # (P,) eps L h of the steps that these come from
-
-# An update of some sources.
-ctypedef struct Writing:
-    const void *of_type[2]
-    void *rows                 # (n_sources, 1 + rank, width)
-    Py_ssize_t width           # P
-    bint far                   # they are not in the caches of one core: the next ones are called for in time
-    const void *carry          # (rank,) what the traces count for
-    const void *K              # (rank, rank) what becomes of them
-    Py_ssize_t n_terms, n_traced, n_classes, type
-    const void *terms[SLOTS + 2]  # (Q,) rows: the first n_traced count for the traces, too
-    const void *local[SLOTS + 2]  # (P,) what they count for
-    const void *h[SLOTS]          # of those, (P,) rows; what counts for them
-    const void *onto[SLOTS]       # in the weights, (D,)
-    const void *drives[SLOTS]     # and in the traces, (rank, D)
-    void *coef                 # scratch, see `prepare`
 
 
 cdef inline Py_ssize_t filled_lines(const Model *m) noexcept nogil:
@@ -215,7 +195,7 @@ cdef void hear(Model *m, Py_ssize_t first, Py_ssize_t last, real *placed) noexce
         hear_vectors(<f64v *>placed, m, first, last)
 
 
-# ---------------------------------------------------------------- what waits, felt and written
+# ---------------------------------------------------------------- what waits
 
 cdef inline void feel_by(vec *placed, vec *own, const Waiting *it, Py_ssize_t type, Py_ssize_t first, Py_ssize_t last, bint traced, Classes of,
                          bint owned) noexcept nogil:
@@ -275,144 +255,3 @@ cdef void feel_vectors(vec *placed, vec *own, const Model *m, const Waiting *it,
         else:
             feel_part(placed, own, it, type, line * a_line, end * a_line, BY_PLACE, owned)
         line = end
-
-
-cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, Classes of) noexcept nogil:
-    """What traced terms count for at some places, (n_traced, 1 + rank, size): in the weights, and in the traces."""
-    cdef Py_ssize_t apart = it.n_classes * sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), n, k
-    cdef const vec *h
-    cdef const vec *local
-    cdef const void *drive
-    cdef vec d = spread(kind, &ZERO, 0), e = d, f = d, x
-    for n in range(it.n_traced):
-        h, local, drive = <const vec *>it.h[n] + v, <const vec *>it.local[n] + v, it.drives[n]
-        if of == ONE_TYPE:
-            d, e = spread(kind, it.onto[n], it.type), spread(kind, drive, it.type)
-            if rank == 2:
-                f = spread(kind, <const char *>drive + apart, it.type)
-        for k in range(size):
-            x = h[k]
-            if of != ONE_TYPE:
-                e = counts_for(kind, drive, it.type, v + k, it.of_type, of)
-                if owed:
-                    d = counts_for(kind, it.onto[n], it.type, v + k, it.of_type, of)
-                if rank == 2:
-                    f = counts_for(kind, <const char *>drive + apart, it.type, v + k, it.of_type, of)
-            if owed:
-                out[k] = madd(-local[k], -d, x)
-            out[size + k] = e * x
-            if rank == 2:
-                out[2 * size + k] = f * x
-        out += (1 + rank) * size
-
-
-cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const vec *K, const vec *coef, const vec **rest, const vec *eps, Py_ssize_t v,
-                            Py_ssize_t size, Py_ssize_t wide, Py_ssize_t rank, bint owed) noexcept nogil:
-    """So many vectors of TOGETHER sources: each is read and written once, however many terms there are."""
-    cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * V, n, i, k, at = 0
-    cdef vec w[2 * TOGETHER]
-    cdef vec R0[2 * TOGETHER]
-    cdef vec R1[2 * TOGETHER]
-    cdef vec a, b, c, e
-    for i in range(TOGETHER):
-        for k in range(1 + rank if it.far and (<size_t>row & 63) < sizeof(vec) else 0):
-            prefetch(row + (TOGETHER + i) * apart + k * V)
-        for k in range(wide):
-            if owed:
-                w[2 * i + k] = row[i * apart + k]
-            if rank:
-                a = row[i * apart + V + k]
-                R0[2 * i + k] = K[0] * a
-                if owed:
-                    w[2 * i + k] = madd(w[2 * i + k], carry[0], a)
-            if rank == 2:
-                b = row[i * apart + 2 * V + k]
-                R0[2 * i + k] = madd(R0[2 * i + k], K[1], b)
-                R1[2 * i + k] = madd(K[2] * a, K[3], b)
-                if owed:
-                    w[2 * i + k] = madd(w[2 * i + k], carry[1], b)
-    for n in range(it.n_traced if rank else 0):
-        for k in range(wide):
-            if owed:
-                a = coef[k]
-            b = coef[size + k]
-            if rank == 2:
-                c = coef[2 * size + k]
-            for i in range(TOGETHER):
-                e = spread(row, eps, at + i)
-                if owed:
-                    w[2 * i + k] = madd(w[2 * i + k], a, e)
-                R0[2 * i + k] = madd(R0[2 * i + k], b, e)
-                if rank == 2:
-                    R1[2 * i + k] = madd(R1[2 * i + k], c, e)
-        coef += (1 + rank) * size
-        at += TOGETHER
-    for n in range(it.n_traced if rank else 0, it.n_terms if owed else 0):
-        for k in range(wide):
-            a = -rest[n][v + k]
-            for i in range(TOGETHER):
-                w[2 * i + k] = madd(w[2 * i + k], a, spread(row, eps, at + i))
-        at += TOGETHER
-    for i in range(TOGETHER):
-        for k in range(wide):
-            if owed:
-                row[i * apart + k] = w[2 * i + k]
-            if rank:
-                row[i * apart + V + k] = R0[2 * i + k]
-            if rank == 2:
-                row[i * apart + 2 * V + k] = R1[2 * i + k]
-
-
-cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
-                          bint owed, Classes of) noexcept nogil:
-    """By stretches of places: what terms count for there stays in the first cache."""
-    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, size = sizeof(vec) // lanes
-    cdef Py_ssize_t wide = 1 if rank else 2, stop, at, q, n  # eight chains of additions, twelve with two traces
-    cdef vec *coef = <vec *>it.coef
-    cdef vec eps[(SLOTS + 2) * TOGETHER]
-    cdef const vec *rest[SLOTS + 2]
-    cdef vec carry[2]
-    cdef vec K[4]
-    cdef vec *rows
-    for n in range(rank):
-        carry[n] = -spread(kind, it.carry, n)
-    for n in range(rank * rank):
-        K[n] = spread(kind, it.K, n)
-    while v < end:
-        stop, q = min(v + STRETCH_WRITTEN * per_line(kind), end), first
-        if rank and of == ONE_TYPE:
-            prepare(kind, coef, it, v, stop - v, rank, owed, ONE_TYPE)
-        elif rank and of == TWO_TYPES:
-            prepare(kind, coef, it, v, stop - v, rank, owed, TWO_TYPES)
-        elif rank:
-            prepare(kind, coef, it, v, stop - v, rank, owed, BY_PLACE)
-        for n in range(it.n_traced if rank else 0, it.n_terms):
-            rest[n] = <const vec *>it.local[n] + v
-            if it.far and not rank:  # whole rows apart, they would be in each other's way in the first cache
-                memcpy(coef + n * (stop - v), rest[n], (stop - v) * sizeof(vec))
-                rest[n] = coef + n * (stop - v)
-        while q < last:
-            rows, at = <vec *>it.rows + q * (1 + rank) * V, v
-            for n in range(it.n_terms):
-                memcpy(<char *>&eps[0] + n * TOGETHER * size, <const char *>it.terms[n] + q * size, TOGETHER * size)
-            while at + wide <= stop:
-                write_some(rows + at, it, carry, K, coef + at - v, rest, eps, at - v, stop - v, wide, rank, owed)
-                at += wide
-            if wide == 2 and at < stop:
-                write_some(rows + at, it, carry, K, coef + at - v, rest, eps, at - v, stop - v, 1, rank, owed)
-            q += TOGETHER
-        v = stop
-
-
-cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
-                        bint owed, Classes of) noexcept nogil:
-    if rank == 0:
-        write_by(kind, it, first, last, v, end, 0, True, of)
-    elif rank == 1 and owed:
-        write_by(kind, it, first, last, v, end, 1, True, of)
-    elif rank == 1:
-        write_by(kind, it, first, last, v, end, 1, False, of)
-    elif owed:
-        write_by(kind, it, first, last, v, end, 2, True, of)
-    else:
-        write_by(kind, it, first, last, v, end, 2, False, of)

@@ -264,6 +264,7 @@ cdef class Engine:
         unit = np.concatenate(full).astype(np.intc)
         place = np.flatnonzero(unit.ravel() >= 0)[np.argsort(unit[unit >= 0])].astype(np.intc)
         by_source = np.argsort(types, kind="stable")
+        spares = m.may_defer and m.trace == TRACE_EXACT and m.activation == RELU
         c = self.constants = {
             "unit": unit,
             "place": place,
@@ -278,6 +279,7 @@ cdef class Engine:
             "type_ends_by_source": np.cumsum(np.bincount(types)).astype(np.intc),
             "awake": np.zeros(max(unit.size, self._n_places_by_source()), np.uint64),
             "heard": np.zeros((m.n_sources + LANES) * m.may_defer, np.intc),
+            "spoke": np.zeros(m.stride * spares, np.uint32),
             "bounds": np.zeros(S + 1, np.intp),
         } | aligned(
             {"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r), "type_sums": (r, r), "trace_sums": (r, r, r), "step_sums": (8, r)},
@@ -296,6 +298,7 @@ cdef class Engine:
         m.drive_class, m.since = <int *>address(c["drive_class"]), <Py_ssize_t *>address(c["since"])
         m.erred, m.terms = <unsigned char *>address(c["erred"]), <void **>address(c["terms"])
         m.awake, m.heard = <unsigned long long *>address(c["awake"]), <int *>address(c["heard"])
+        m.spoke = <unsigned int *>address(c["spoke"]) if spares else NULL
         m.bounds = <Py_ssize_t *>address(c["bounds"])
         m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
         m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
@@ -348,7 +351,7 @@ cdef class Engine:
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "factor_by_source": (P,), "factor_of": (r, self._n_places_by_source()), "factor_by_unit": (r, N), "factor_sums": (r,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
-                "eps_owed": (S * m.may_defer, Q), "onto_h": (S * m.may_defer, D), "carried": (S * m.may_defer, r),
+                "sent": (S * (m.spoke != NULL), Q), "eps_owed": (S * m.may_defer, Q), "onto_h": (S * m.may_defer, D), "carried": (S * m.may_defer, r),
                 "eps_placed": (S * m.may_defer, P), "front": (P * m.may_defer,), "heard_count": ((Q + LANES) * m.may_defer, 1 + r),
                 "counts": (m.may_defer * (TEAM if self._shares_rows() else 1), 3 * S * STRETCH_WRITTEN * LANES),
                 "packed": (sparse,), "packed_traces": (r * exact, sparse), "table": (Q + 1, 4), "gathered": (4 * m.packed_width + LANES + r,),
@@ -376,6 +379,7 @@ cdef class Engine:
         m.dummy, m.zeros = address(a["dummy"]), address(a["zeros"])
         m.keep, m.factor_of, m.factor_sums, m.h_sum = address(a["keep"]), address(a["factor_of"]), address(a["factor_sums"]), address(a["h_sum"])
         m.factor_by_unit, m.sources = address(a["factor_by_unit"]), address(a["sources"])
+        m.sent = address(a["sent"])
         m.eps_owed, m.onto_h, m.carried = address(a["eps_owed"]), address(a["onto_h"]), address(a["carried"])
         m.eps_placed, m.front, m.heard_count = address(a["eps_placed"]), address(a["front"]), address(a["heard_count"])
         m.counts = address(a["counts"])

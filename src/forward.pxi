@@ -100,6 +100,22 @@ cdef void keep_h(Model *m, real *ring) noexcept nogil:
         m.awake[i] = m.awake[i] << 1 | (h[i] != 0)
 
 
+cdef inline bint spares(const Model *m) noexcept nogil:
+    """Whether what waits is written as sums over s_t: where sources are silent at times, and many are written at once."""
+    return m.spoke != NULL and m.n_sources >= SPARED_FROM * m.n_groups
+
+
+cdef void keep_sent(Model *m, real *ring, real take) noexcept nogil:
+    """(1-k) s_t for the steps to come."""
+    cdef real *sent = ring + slot(m, m.t) * m.stride
+    cdef const real *s = <const real *>m.pre
+    cdef Py_ssize_t q
+    for q in range(m.stride):
+        sent[q] = take * s[q]
+    for q in range(m.stride):
+        m.spoke[q] = m.spoke[q] << 1 | (s[q] != 0)
+
+
 cdef void through_w(Model *m, real *back, const real *lam) noexcept nogil:
     """back = (1-k) W^T lam."""
     cdef Py_ssize_t p, n = m.n_rec
@@ -149,6 +165,8 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     m.ahead = m.driven = False
     for q in range(m.stride):
         eps[q] = keep * eps_before[q] + take * pre[q]
+    if spares(m):
+        keep_sent(m, <real *>m.sent, take)
     activate(pre, <real *>m.h, v, n, m.activation)
     matvec(y, <const real *>m.w_out, pre, m.n_out, n)
     for o in range(m.n_out):

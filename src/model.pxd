@@ -23,6 +23,7 @@ cdef enum:
     TEAM = 8    # threads over the rows of one network, at most
     SLOTS = 33  # of the rings: step t is in slot t mod SLOTS
     TOGETHER = 4  # sources that are read, or written, at once: those of a group
+    SPARED_FROM = 16  # sources of a group from which on a sum that leaves out silent ones pays
     STRETCH_WRITTEN = 6  # lines of places that are written at once, so that what terms count for stays in the first cache
     STOCK_EVERY = 1 << 16  # updates after which the sums over types are taken from W anew: rounding adds up
 
@@ -158,6 +159,8 @@ ctypedef struct Model:
     # updates that are felt and not yet written
     Py_ssize_t *bounds        # (n_groups + 1,) the first source of each group, a multiple of TOGETHER, and past the last
     void *by_source           # (n_sources and up to 3, 1 + r or 1, P) of each source: weights, traces of `exact`, by place; or NULL
+    void *sent                # (S, Q) ring of (1-k) s_t, see `spares`
+    unsigned int *spoke       # (Q,) whether s_t != 0: of now in the lowest bit, of n steps ago in bit n; or NULL
     void *eps_owed            # (S, Q) ring of eps, 0 for sources that have had it
     void *onto_h              # (S, D) ring: what each h counts for, in the sum over errors since
     void *carried             # (n_groups, r) what the traces count for

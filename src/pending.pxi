@@ -144,8 +144,10 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
     cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0, q = m.bounds[group], q_end = m.bounds[group + 1]
     cdef bint owed = m.since[group] < m.owed_until
     cdef Writing it
+    cdef real keep = <real>m.leak
     it.rows, it.coef, it.width, it.n_classes, it.n_traced, it.n_terms = m.by_source, scratch, P, m.n_drive, 0, 0
     it.far = m.n_sources * between_sources(m) * sizeof(real) > CACHED
+    it.spared, it.spoke, it.keep = rank and spares(m), m.spoke, &keep
     it.carry, it.K = <real *>m.carried + group * rank, <real *>m.power_K + n_steps * rank * rank
     for n in range(1, n_steps + 1 if rank else 1):
         s = slot(m, m.t - n)
@@ -154,6 +156,7 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
         it.local[n - 1] = <real *>m.local + s * P if n < n_steps else <real *>m.zeros  # W has it
         if m.frozen:
             it.local[n - 1], it.onto[n - 1] = coef + n * P, m.zeros
+        it.sent[n - 1] = <real *>m.sent + slot(m, m.t - n + 1) * Q
         it.n_traced = it.n_terms = n
     for n in range(1 if rank else n_steps):  # the rest counts for the weights alone
         s = slot(m, m.t - n)
@@ -197,6 +200,13 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
             rows[at] = kept[p]
             for a in range(1, 1 + rank):
                 rows[at + a * P] = 0
+    if m.trace == TRACE_EXACT:
+        memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
+    for a in range(m.n_class if m.trace == TRACE_MEAN else 0):
+        memset(<real *>m.class_sums + a * Q + first, 0, (last - first) * sizeof(real))
+    m.since[group] = m.t
+    if m.frozen:  # nothing else of it was felt
+        return
     for n in range(1 if rank else 0, n_steps + 1):
         owed_row = <real *>m.eps_owed + slot(m, m.t - n) * Q
         p = first
@@ -204,7 +214,6 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
             memset(owed_row + p, 0, TOGETHER * sizeof(real))  # of a size that the compiler knows: no call
             p += TOGETHER
     if m.trace == TRACE_EXACT:
-        memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
         for n in range(1, n_steps + 1):
             placed = <real *>m.eps_placed + slot(m, m.t - n) * P
             for p in range(first, units):
@@ -215,9 +224,6 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
             (<real *>m.front)[at] = placed[at] * (<real *>m.local)[slot(m, m.t) * P + at]
     elif first < units:
         memset(<real *>m.own + first, 0, (units - first) * sizeof(real))
-    for a in range(m.n_class if m.trace == TRACE_MEAN else 0):
-        memset(<real *>m.class_sums + a * Q + first, 0, (last - first) * sizeof(real))
-    m.since[group] = m.t
 
 
 cdef void chunk_terms(Model *m, Py_ssize_t n_steps, real *coef) noexcept nogil:

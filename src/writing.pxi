@@ -1,0 +1,287 @@
+# Updates of weights and traces by source, places as vectors: each is read and written once, however many steps wait.
+#
+# Of a source q, with M the steps since it was written, its weights and traces get  sum_n c_n eps_{t-n}[q],  n = 0 .. M, in
+# two ways.  `write_together` takes the sum as it stands, for sources that share what terms count for.  `write_spared` puts
+#
+#     eps_{t-n} = k eps_{t-n-1} + (1-k) s_{t-n}
+#
+# into it, which makes it
+#
+#     sum_{n < M} C_n (1-k) s_{t-n}[q]  +  C_M eps_{t-M}[q]          C_n = c_n + k C_{n-1}
+#
+# where a source has no term of a step at which it was silent: in a relu network half of all.
+
+
+cdef enum:
+    FEW_LINES = 16    # of places: in fewer it is quicker to add the rows of both types than to part them
+    AHEAD = 6         # sources to those that are called for, where each is written by itself
+    FIRST = 24 << 10  # bytes of the first cache for what terms count for
+    CACHED = 1 << 20  # bytes of weights and traces: more are called for before they are written
+
+# An update of some sources.
+ctypedef struct Writing:
+    const void *of_type[2]
+    void *rows                 # (n_sources, 1 + rank, width)
+    Py_ssize_t width           # P
+    bint far                   # they are not in the caches of one core: the next ones are called for in time
+    const void *carry          # (rank,) what the traces count for
+    const void *K              # (rank, rank) what becomes of them
+    Py_ssize_t n_terms, n_traced, n_classes, type
+    const void *terms[SLOTS + 2]  # (Q,) rows: the first n_traced count for the traces, too
+    const void *local[SLOTS + 2]  # (P,) what they count for
+    const void *h[SLOTS]          # of those, (P,) rows; what counts for them
+    const void *onto[SLOTS]       # in the weights, (D,)
+    const void *drives[SLOTS]     # and in the traces, (rank, D)
+    void *coef                 # scratch, see `prepare`
+    bint spared                # as sums over s_t
+    const void *sent[SLOTS]    # (Q,) (1-k) s_t of n steps ago
+    const unsigned int *spoke  # (Q,) bit n: whether it is not 0
+    const void *keep           # (1,) k
+
+
+cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint spared,
+                         Classes of) noexcept nogil:
+    """What traced terms count for at some places, (n_traced, 1 + rank, size): c in the weights, and in the traces.
+
+    With `spared` C, from that of now on, (n_traced + 1, 1 + rank, size).
+    """
+    cdef Py_ssize_t apart = it.n_classes * sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), n, k
+    cdef const vec *h
+    cdef const vec *local
+    cdef const void *drive
+    cdef vec d = spread(kind, &ZERO, 0), e = d, f = d, x, keep
+    if spared:
+        keep = spread(kind, it.keep, 0)
+        for k in range(size):
+            out[k] = -(<const vec *>it.local[it.n_traced])[v + k] if owed else d
+        for k in range(size, (1 + rank) * size):
+            out[k] = d
+        out += (1 + rank) * size
+    for n in range(it.n_traced):
+        h, local, drive = <const vec *>it.h[n] + v, <const vec *>it.local[n] + v, it.drives[n]
+        if of == ONE_TYPE:
+            d, e = spread(kind, it.onto[n], it.type), spread(kind, drive, it.type)
+            if rank == 2:
+                f = spread(kind, <const char *>drive + apart, it.type)
+        for k in range(size):
+            x = h[k]
+            if of != ONE_TYPE:
+                e = counts_for(kind, drive, it.type, v + k, it.of_type, of)
+                if owed:
+                    d = counts_for(kind, it.onto[n], it.type, v + k, it.of_type, of)
+                if rank == 2:
+                    f = counts_for(kind, <const char *>drive + apart, it.type, v + k, it.of_type, of)
+            if owed:
+                out[k] = madd(-local[k], -d, x)
+            out[size + k] = e * x
+            if rank == 2:
+                out[2 * size + k] = f * x
+        for k in range(0 if owed else size, (1 + rank) * size if spared else 0):
+            out[k] = madd(out[k], keep, out[k - (1 + rank) * size])
+        out += (1 + rank) * size
+
+
+cdef inline void prepare_for(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint spared,
+                             Classes of) noexcept nogil:
+    if of == ONE_TYPE:
+        prepare(kind, out, it, v, size, rank, owed, spared, ONE_TYPE)
+    elif of == TWO_TYPES:
+        prepare(kind, out, it, v, size, rank, owed, spared, TWO_TYPES)
+    else:
+        prepare(kind, out, it, v, size, rank, owed, spared, BY_PLACE)
+
+
+cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const vec *K, const vec *coef, const vec **rest, const vec *eps, Py_ssize_t v,
+                            Py_ssize_t size, Py_ssize_t wide, Py_ssize_t rank, bint owed) noexcept nogil:
+    """So many vectors of TOGETHER sources: each is read and written once, however many terms there are."""
+    cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * V, n, i, k, at = 0
+    cdef vec w[2 * TOGETHER]
+    cdef vec R0[2 * TOGETHER]
+    cdef vec R1[2 * TOGETHER]
+    cdef vec a, b, c, e
+    for i in range(TOGETHER):
+        for k in range(1 + rank if it.far and (<size_t>row & 63) < sizeof(vec) else 0):
+            prefetch(row + (TOGETHER + i) * apart + k * V)
+        for k in range(wide):
+            if owed:
+                w[2 * i + k] = row[i * apart + k]
+            if rank:
+                a = row[i * apart + V + k]
+                R0[2 * i + k] = K[0] * a
+                if owed:
+                    w[2 * i + k] = madd(w[2 * i + k], carry[0], a)
+            if rank == 2:
+                b = row[i * apart + 2 * V + k]
+                R0[2 * i + k] = madd(R0[2 * i + k], K[1], b)
+                R1[2 * i + k] = madd(K[2] * a, K[3], b)
+                if owed:
+                    w[2 * i + k] = madd(w[2 * i + k], carry[1], b)
+    for n in range(it.n_traced if rank else 0):
+        for k in range(wide):
+            if owed:
+                a = coef[k]
+            b = coef[size + k]
+            if rank == 2:
+                c = coef[2 * size + k]
+            for i in range(TOGETHER):
+                e = spread(row, eps, at + i)
+                if owed:
+                    w[2 * i + k] = madd(w[2 * i + k], a, e)
+                R0[2 * i + k] = madd(R0[2 * i + k], b, e)
+                if rank == 2:
+                    R1[2 * i + k] = madd(R1[2 * i + k], c, e)
+        coef += (1 + rank) * size
+        at += TOGETHER
+    for n in range(it.n_traced if rank else 0, it.n_terms if owed else 0):
+        for k in range(wide):
+            a = -rest[n][v + k]
+            for i in range(TOGETHER):
+                w[2 * i + k] = madd(w[2 * i + k], a, spread(row, eps, at + i))
+        at += TOGETHER
+    for i in range(TOGETHER):
+        for k in range(wide):
+            if owed:
+                row[i * apart + k] = w[2 * i + k]
+            if rank:
+                row[i * apart + V + k] = R0[2 * i + k]
+            if rank == 2:
+                row[i * apart + 2 * V + k] = R1[2 * i + k]
+
+
+cdef inline void write_together(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+                                bint owed, Classes of) noexcept nogil:
+    """By stretches of places: what terms count for there stays in the first cache."""
+    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, size = sizeof(vec) // lanes
+    cdef Py_ssize_t wide = 1 if rank else 2, stop, at, q, n  # eight chains of additions, twelve with two traces
+    cdef vec *coef = <vec *>it.coef
+    cdef vec eps[(SLOTS + 2) * TOGETHER]
+    cdef const vec *rest[SLOTS + 2]
+    cdef vec carry[2]
+    cdef vec K[4]
+    cdef vec *rows
+    for n in range(rank):
+        carry[n] = -spread(kind, it.carry, n)
+    for n in range(rank * rank):
+        K[n] = spread(kind, it.K, n)
+    while v < end:
+        stop, q = min(v + STRETCH_WRITTEN * per_line(kind), end), first
+        if rank:
+            prepare_for(kind, coef, it, v, stop - v, rank, owed, False, of)
+        for n in range(it.n_traced if rank else 0, it.n_terms):
+            rest[n] = <const vec *>it.local[n] + v
+            if it.far and not rank:  # whole rows apart, they would be in each other's way in the first cache
+                memcpy(coef + n * (stop - v), rest[n], (stop - v) * sizeof(vec))
+                rest[n] = coef + n * (stop - v)
+        while q < last:
+            rows, at = <vec *>it.rows + q * (1 + rank) * V, v
+            for n in range(it.n_terms):
+                memcpy(<char *>&eps[0] + n * TOGETHER * size, <const char *>it.terms[n] + q * size, TOGETHER * size)
+            while at + wide <= stop:
+                write_some(rows + at, it, carry, K, coef + at - v, rest, eps, at - v, stop - v, wide, rank, owed)
+                at += wide
+            if wide == 2 and at < stop:
+                write_some(rows + at, it, carry, K, coef + at - v, rest, eps, at - v, stop - v, 1, rank, owed)
+            q += TOGETHER
+        v = stop
+
+
+cdef inline void write_one(vec *row, const Writing *it, const vec *carry, const vec *K, const vec *coef, Py_ssize_t q, Py_ssize_t wide,
+                           Py_ssize_t rank, bint owed) noexcept nogil:
+    """So many vectors of one source, by sums over s_t."""
+    cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * wide, M = it.n_traced, n, k
+    cdef unsigned int spoke = it.spoke[q] & <unsigned int>0xFFFFFFFF >> (32 - M)
+    cdef vec w[4]
+    cdef vec R0[4]
+    cdef vec R1[4]
+    cdef vec a, b, e = spread(row, it.terms[M - 1], q)
+    cdef const vec *c = coef + M * apart
+    for k in range(wide):
+        for n in range(1 + rank if it.far and k % in_64_bytes(row) == 0 else 0):
+            prefetch(row + (AHEAD * (1 + rank) + n) * V + k)
+        a = row[V + k]
+        R0[k] = madd(K[0] * a, c[wide + k], e)
+        if owed:
+            w[k] = madd(madd(row[k], carry[0], a), c[k], e)
+        if rank == 2:
+            b = row[2 * V + k]
+            R0[k] = madd(R0[k], K[1], b)
+            R1[k] = madd(madd(K[2] * a, K[3], b), c[2 * wide + k], e)
+            if owed:
+                w[k] = madd(w[k], carry[1], b)
+    while spoke:
+        n = lowest(spoke)
+        spoke &= spoke - 1
+        c, e = coef + n * apart, spread(row, it.sent[n], q)
+        for k in range(wide):
+            if owed:
+                w[k] = madd(w[k], c[k], e)
+            R0[k] = madd(R0[k], c[wide + k], e)
+            if rank == 2:
+                R1[k] = madd(R1[k], c[2 * wide + k], e)
+    for k in range(wide):
+        if owed:
+            row[k] = w[k]
+        row[V + k] = R0[k]
+        if rank == 2:
+            row[2 * V + k] = R1[k]
+
+
+cdef inline Py_ssize_t tile_of(Py_ssize_t v, Py_ssize_t stop) noexcept nogil:
+    """Vectors that are written at once."""
+    return 4 if v + 4 <= stop else 2 if v + 2 <= stop else 1
+
+
+cdef inline void write_spared(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+                              bint owed, Classes of) noexcept nogil:
+    """The same, source by source, by sums over s_t."""
+    cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (it.n_traced + 1) * (1 + rank), wide
+    cdef Py_ssize_t stretch = max(min(FIRST // (apart * <Py_ssize_t>sizeof(vec)), STRETCH_WRITTEN * per_line(kind)) // 4 * 4, 4), stop, at, q, n
+    cdef vec *coef = <vec *>it.coef
+    cdef vec carry[2]
+    cdef vec K[4]
+    cdef vec *row
+    for n in range(rank):
+        carry[n] = -spread(kind, it.carry, n)
+    for n in range(rank * rank):
+        K[n] = spread(kind, it.K, n)
+    while v < end:
+        stop = min(v + stretch, end)
+        at = v
+        while at < stop:
+            wide = tile_of(at, stop)
+            prepare_for(kind, coef + (at - v) * apart, it, at, wide, rank, owed, True, of)
+            at += wide
+        for q in range(first, last):
+            row, at = <vec *>it.rows + q * (1 + rank) * V, v
+            while at < stop:
+                wide = tile_of(at, stop)
+                if wide == 4:
+                    write_one(row + at, it, carry, K, coef + (at - v) * apart, q, 4, rank, owed)
+                elif wide == 2:
+                    write_one(row + at, it, carry, K, coef + (at - v) * apart, q, 2, rank, owed)
+                else:
+                    write_one(row + at, it, carry, K, coef + (at - v) * apart, q, 1, rank, owed)
+                at += wide
+        v = stop
+
+
+cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+                          bint owed, Classes of) noexcept nogil:
+    if rank and it.spared:
+        write_spared(kind, it, first, last, v, end, rank, owed, of)
+    else:
+        write_together(kind, it, first, last, v, end, rank, owed, of)
+
+
+cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+                        bint owed, Classes of) noexcept nogil:
+    if rank == 0:
+        write_by(kind, it, first, last, v, end, 0, True, of)
+    elif rank == 1 and owed:
+        write_by(kind, it, first, last, v, end, 1, True, of)
+    elif rank == 1:
+        write_by(kind, it, first, last, v, end, 1, False, of)
+    elif owed:
+        write_by(kind, it, first, last, v, end, 2, True, of)
+    else:
+        write_by(kind, it, first, last, v, end, 2, False, of)
