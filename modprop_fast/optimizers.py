@@ -86,7 +86,7 @@ class SGD:
         FloatingPointError
             If the norm of the gradient is not finite; nothing was changed.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # said below
+        with np.errstate(over="ignore"):  # said below
             norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient: expected a finite norm, got {norm} at update {iteration}")
