@@ -113,6 +113,25 @@ cdef void show(Model *m, const real *by_source) noexcept nogil:
         m.unwritten = False
 
 
+cdef void stand_still(Model *m, real *by_source, real *still) noexcept nogil:
+    """From here to the end of a chunk, `still` is the weights, and what is learned of them lies in their place."""
+    cdef Py_ssize_t q, P = m.n_places, apart = between_sources(m)
+    for q in range(m.n_sources):
+        memcpy(still + q * P, by_source + q * apart, P * sizeof(real))
+        memset(by_source + q * apart, 0, P * sizeof(real))
+    m.stands = True
+
+
+cdef void go_on(Model *m, bint learn, real *by_source, const real *still) noexcept nogil:
+    """The weights where they belong, with what was learned."""
+    cdef Py_ssize_t q, P = m.n_places, apart = between_sources(m)
+    for q in range(m.n_sources if m.stands else 0):
+        if not learn:
+            memset(by_source + q * apart, 0, P * sizeof(real))
+        axpy(by_source + q * apart, <real>1, still + q * P, P)
+    m.stands = False
+
+
 # ---------------------------------------------------------------- the product with s_t
 
 cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank) noexcept nogil:
@@ -148,14 +167,14 @@ cdef void list_sources(Model *m, const real *s) noexcept nogil:
 cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:
     cdef Py_ssize_t V = m.n_places // (F32_LANES if vec is f32v else F64_LANES), apart = V
     cdef Py_ssize_t n = 0, i, v, n_heard = m.n_heard
-    cdef const vec *rows = <const vec *>m.by_source
+    cdef const vec *rows = <const vec *>(m.still if m.stands else m.by_source)
     cdef const vec *a
     cdef const vec *b
     cdef const vec *c
     cdef const vec *d
     cdef vec k[3 * TOGETHER]
     cdef vec s, t
-    if m.trace == TRACE_EXACT:
+    if m.trace == TRACE_EXACT and not m.stands:
         apart *= 1 + m.rank
     for v in range(first, last):
         out[v] = spread(out, &ZERO, 0)

@@ -351,7 +351,7 @@ cdef class Engine:
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "factor_by_source": (P,), "factor_of": (r, self._n_places_by_source()), "factor_by_unit": (r, N), "factor_sums": (r,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
-                "sent": (S * (m.spoke != NULL), Q), "eps_owed": (S * m.may_defer, Q), "onto_h": (S * m.may_defer, D), "carried": (S * m.may_defer, r),
+                "sent": (S * (m.spoke != NULL), Q), "still": (0, P), "eps_owed": (S * m.may_defer, Q), "onto_h": (S * m.may_defer, D), "carried": (S * m.may_defer, r),
                 "eps_placed": (S * m.may_defer, P), "front": (P * m.may_defer,), "heard_count": ((Q + LANES) * m.may_defer, 1 + r),
                 "counts": (m.may_defer * (TEAM if self._shares_rows() else 1), 3 * S * STRETCH_WRITTEN * LANES),
                 "packed": (sparse,), "packed_traces": (r * exact, sparse), "table": (Q + 1, 4), "gathered": (4 * m.packed_width + LANES + r,),
@@ -681,7 +681,7 @@ cdef class Engine:
             self.since_plan = 0
             self.on_plan()
 
-    cdef inline int _notice_writes(self, bint alone=False, bint may_defer=True) except -1 nogil:
+    cdef inline int _notice_writes(self, bint alone=False) except -1 nogil:
         """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
 
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
@@ -700,7 +700,7 @@ cdef class Engine:
         if m.sparse and not m.counted and not self.kernels.gather(m):
             with gil:
                 self._unpack()  # there are weights where the mask allows none: they count
-        if (may_defer and m.may_defer and m.online and not held) != m.deferred:
+        if (m.may_defer and m.online and not held) != m.deferred:
             with gil:
                 self._defer(not m.deferred)
         return 0
@@ -785,7 +785,7 @@ cdef class Engine:
         cdef unsigned long long fp
         trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
-        self._notice_writes(False, not chunked or chunk <= MAX_WINDOW)
+        self._notice_writes()
         sparse = self.m.sparse and chunked
         if sparse:
             self._unpack()
@@ -881,16 +881,19 @@ cdef class Engine:
     cdef _by_chunks(self, bint on, Py_ssize_t window):
         """Between two steps, from learning at once to one update after every so many, or back.
 
-        Where updates may wait, and the rings hold a chunk, its end writes them; else the gradient is added up.
+        Where updates may wait, its end writes them; else the gradient is added up.
         """
         cdef Model *m = &self.m
-        cdef bint waits = m.may_defer and window <= MAX_WINDOW if on else m.frozen
+        cdef bint waits = m.may_defer if on else m.frozen
         self.kernels.write(m)
         self._defer(waits)
         m.online, m.frozen, m.counted = not on, on and waits, False
         m.follows = m.instant or (not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps)
         if on and not self.arrays["grad_w_out"].size:
             self.arrays |= aligned({"grad_w_out": (m.n_out, m.n_rec)}, self.network.dtype)
+        if on and waits and window > MAX_WINDOW and m.still == NULL:
+            self.arrays |= aligned({"still": (m.n_sources, self._n_places_by_source())}, self.network.dtype)
+            m.still = address(self.arrays["still"])
         if on and not waits and not self.arrays["grad"].size:
             self.arrays |= aligned({"grad": (m.n_rec, m.stride)}, self.network.dtype)
         self._bind_gradient()

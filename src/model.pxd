@@ -72,6 +72,7 @@ ctypedef struct Model:
     bint deferred             # they are
     bint turned               # then `by_source` holds what the weights are, or the network's arrays do
     bint frozen               # and felt only at the end of a chunk of steps, when all are written
+    bint stands               # within such a chunk: `still` holds the weights, see pending.pxi
     bint counted              # the sums over types are those of W and of the traces; or `packed` is what the network holds
     bint sparse               # online with few connections: see sparse.pxi
     bint unwritten            # `packed`, or `by_source`, has learned what the network's arrays do not show yet
@@ -161,6 +162,7 @@ ctypedef struct Model:
     void *by_source           # (n_sources and up to 3, 1 + r or 1, P) of each source: weights, traces of `exact`, by place; or NULL
     void *sent                # (S, Q) ring of (1-k) s_t, see `spares`
     unsigned int *spoke       # (Q,) whether s_t != 0: of now in the lowest bit, of n steps ago in bit n; or NULL
+    void *still               # (n_sources, P) weights of a chunk that has been written in part, or NULL
     void *eps_owed            # (S, Q) ring of eps, 0 for sources that have had it
     void *onto_h              # (S, D) ring: what each h counts for, in the sum over errors since
     void *carried             # (n_groups, r) what the traces count for

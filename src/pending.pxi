@@ -14,7 +14,8 @@
 # The rows of the `mean` factor by types wait as their sum over the steps that a source lags behind.  The type
 # means of W follow from sums over types of R, h and eps, without a look at W.
 #
-# In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.
+# In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.  A chunk
+# of more steps than `window` is written every so many, but for the weights, which stand by themselves until its end.
 
 
 cdef extern from "threads.h":
@@ -258,6 +259,14 @@ cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
         chunk_terms(m, n_steps, coef)
         m.owed_until, m.unwritten = m.t, True
     write_group(m, 0, coef)
+
+
+cdef void write_within_chunk(Model *m, real *coef) noexcept nogil:
+    """A chunk of more than `window` steps: what the last of these say of the weights is kept, and the traces follow."""
+    cdef bint learn = any_error(m, m.window)
+    if learn and not m.stands:
+        stand_still(m, <real *>m.by_source, <real *>m.still)
+    write_chunk(m, learn, coef)
 
 
 cdef void take_stock(Model *m, real *_) noexcept nogil:

@@ -575,6 +575,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
         for group in range(m.n_groups):
             if m.since[group] < m.t:
                 write_group(m, group, coef)
+        go_on(m, False, <real *>m.by_source, <const real *>m.still)  # of a chunk that came to no end
         return
     if n_steps:
         if m.trace == TRACE_EXACT:

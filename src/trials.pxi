@@ -105,6 +105,8 @@ cdef Status run(Model *m, Trials *trial, const real *x) noexcept nogil:
         if trial.chunk and (owed or m.frozen) and ((t + 1) % trial.chunk == 0 or t + 1 == trial.n_steps):
             end_chunk(m, owed, <real *>m.grad)
             owed = False
+        elif m.frozen and m.t - m.since[0] == m.window:
+            write_within_chunk(m, <real *>m.coef)
     return OK
 
 
@@ -158,6 +160,7 @@ cdef void end_chunk(Model *m, bint learn, real *grad) noexcept nogil:
     cdef real lr = <real>m.lr
     if m.frozen:
         write_chunk(m, learn, <real *>m.coef)
+        go_on(m, True, <real *>m.by_source, <const real *>m.still)
     else:
         descend_recurrent(m, grad)
     if not learn:

@@ -156,9 +156,9 @@ def test_threads_over_rows_change_no_bit(dtype):
 
 @settings(max_examples=100)
 @given(
-    problems(gain=0.5, **unconstrained),
+    problems(gain=0.5, **(unconstrained | {"max_steps": 100})),
     st.sampled_from(sorted(RULES)).map(RULES.get),
-    st.lists(st.just(1) | st.integers(1, 34), min_size=1, max_size=4),
+    st.lists(st.just(1) | st.integers(1, 34) | st.integers(33, 99), min_size=1, max_size=4),
     st.booleans(),
 )
 def test_chunks_that_wait_are_chunks(problem, rule, chunks, hold):
@@ -184,6 +184,22 @@ def test_chunks_that_wait_are_chunks(problem, rule, chunks, hold):
         if hold:
             assert_close({"w": held}, {"w": plain.network.w_rec}, 1e-9)
     assert_close(waiting.network.weights, plain.network.weights, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["exact", "mean", "e-prop"])
+def test_a_chunk_that_diverges_teaches_nothing(name):
+    """After 80 steps of which the engine has written 64, and kept what they say of the weights."""
+    net = mf.Network(2, 40, 1, types={"E": 30, "I": 10}, rng=np.random.default_rng(0))
+    learner = mf.Learner(net, (RULES | FOLLOWING)[name], optimizer=mf.SGD(0.01))
+    xs, targets = np.random.default_rng(1).normal(size=(80, 3)).astype("float32")[:, :2], np.ones((80, 1), "float32")
+    xs[-1] = 3e38
+    before = {name: a.copy() for name, a in net.weights.items()}
+    with pytest.raises(FloatingPointError, match="step 79"):
+        learner.run(xs, targets, chunk=100)
+    assert all(np.array_equal(a, before[name]) for name, a in net.weights.items())
+    learner.reset()
+    assert np.isfinite(learner.run(xs[:79], targets[:79], chunk=79)).all()
+    assert not np.array_equal(net.w_rec, before["w_rec"])
 
 
 @pytest.mark.parametrize("sizes", [(21, 19), (150, 106), (300, 230)])
