@@ -105,7 +105,7 @@ cdef void refresh_filter(Model *m, const real *w) noexcept nogil:
     """M, and all that follows from it, from W as it stands."""
     settle(m, <real *>m.coef)
     if m.deferred and m.turned:
-        sum_by_source(m, m.type_sums, 0, <const real *>m.by_source)
+        sum_weights(m, <real *>m.old)
         means_of_types(m)
     else:
         sum_rows_by_type(m, w)

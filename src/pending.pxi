@@ -285,7 +285,7 @@ cdef void take_stock(Model *m, real *_) noexcept nogil:
             (<real *>m.front)[i] = placed[i] * (<real *>m.local)[s * P + i]
     if not m.follows:
         return
-    sum_by_source(m, m.type_sums, 0, <const real *>m.by_source)
+    sum_weights(m, <real *>m.old)
     if m.trace == TRACE_MEAN:
         take_stock_of_mean(m, <const real *>m.eps + s * m.stride)
     if m.trace != TRACE_EXACT:

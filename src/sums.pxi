@@ -166,8 +166,23 @@ cdef void sum_rows_by_type(Model *m, const real *w) noexcept nogil:
         axpy(<real *>m.column_sums + m.type[p] * n, <real>1, w + p * n, n)
 
 
+cdef void sum_weights(Model *m, real *scratch) noexcept nogil:
+    """type_sums from weights by source: what would be heard of all sources of a type at 1, summed over the places of each."""
+    cdef Py_ssize_t r = m.rank, n = m.n_rec, a, b
+    cdef real *total = scratch
+    cdef real *s = scratch + m.stride
+    memset(s + n, 0, (m.stride - n) * sizeof(real))
+    for b in range(r):
+        memcpy(s, <const real *>m.membership + b * n, n * sizeof(real))
+        list_by(m, s, <real *>m.heard_count, 0)
+        share_out(m, False, 0, s)
+        matvec(total, <const real *>m.u, <const real *>m.placed, r, m.n_places)
+        for a in range(r):
+            m.type_sums[a * r + b] = total[a]
+
+
 cdef void sum_by_source(Model *m, double *sums, Py_ssize_t c, const real *by_source) noexcept nogil:
-    """(r, r) [post, pre] over types: of the weights, or of the traces c - 1."""
+    """(r, r) [post, pre] over types: of the traces c - 1."""
     cdef Py_ssize_t r = m.rank, P = m.n_places, apart = between_sources(m), a, q = 0, i
     cdef const real *row
     cdef const real *of_type
