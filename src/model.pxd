@@ -21,7 +21,7 @@ cdef enum:
     LANES = 16  # rows are padded to this many: 64 bytes of float32, 128 of float64
     ROWS = 4    # units of a block
     TEAM = 8    # threads over the rows of one network, at most
-    SLOTS = 33  # of the rings: step t is in slot t mod SLOTS
+    SLOTS = 33  # of the rings: step t is in slot t mod SLOTS; `spoke` has a bit for each but one
     TOGETHER = 4  # sources that are read, or written, at once: those of a group
     SPARED_FROM = 16  # sources of a group from which on a sum that leaves out silent ones pays
     STRETCH_WRITTEN = 6  # lines of places that are written at once, so that what terms count for stays in the first cache
