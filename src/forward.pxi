@@ -102,7 +102,7 @@ cdef void keep_h(Model *m, real *ring) noexcept nogil:
 
 cdef inline bint spares(const Model *m) noexcept nogil:
     """Whether what waits is written as sums over s_t: where sources are silent at times, and many are written at once."""
-    return m.spoke != NULL and m.n_sources >= SPARED_FROM * m.n_groups
+    return m.deferred and m.spoke != NULL and m.n_sources >= SPARED_FROM * m.n_groups
 
 
 cdef void keep_sent(Model *m, real *ring, real take) noexcept nogil:

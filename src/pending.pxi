@@ -292,7 +292,7 @@ cdef void take_stock(Model *m, real *_) noexcept nogil:
         return
     sum_step(m, <real *>m.old)
     for c in range(r):
-        sum_by_source(m, m.trace_sums + c * r * r, 1 + c, <const real *>m.by_source)
+        sum_trace(m, c, <const real *>m.by_source)
 
 
 # ---------------------------------------------------------------- threads over places

@@ -181,15 +181,16 @@ cdef void sum_weights(Model *m, real *scratch) noexcept nogil:
             m.type_sums[a * r + b] = total[a]
 
 
-cdef void sum_by_source(Model *m, double *sums, Py_ssize_t c, const real *by_source) noexcept nogil:
-    """(r, r) [post, pre] over types: of the traces c - 1."""
+cdef void sum_trace(Model *m, Py_ssize_t c, const real *by_source) noexcept nogil:
+    """trace_sums of modulator c, (r, r) [post, pre] over types, from the traces themselves."""
     cdef Py_ssize_t r = m.rank, P = m.n_places, apart = between_sources(m), a, q = 0, i
+    cdef double *sums = m.trace_sums + c * r * r
     cdef const real *row
     cdef const real *of_type
     cdef real out[TOGETHER]
     memset(sums, 0, r * r * sizeof(double))
     while q < m.n_rec:
-        row = by_source + q * apart + c * P
+        row = by_source + q * apart + (1 + c) * P
         for a in range(r):
             of_type = <const real *>m.u + a * P
             dot_rows(&out[0], row, row + apart, row + 2 * apart, row + 3 * apart, of_type, of_type, P)
