@@ -366,6 +366,7 @@ class Learner:
             return engine
 
         for worker in self._workers:
+            worker.reset()  # its trial is over: no traces that the filter of then has to bring up to date
             worker.means = self._engine.means
         loss, total = 0.0, None
         mode = "offline" if offline else "online"

@@ -281,8 +281,12 @@ cdef class Engine:
             "heard": np.zeros((m.n_sources + LANES) * m.may_defer, np.intc),
             "spoke": np.zeros(m.stride * spares, np.uint32),
             "bounds": np.zeros(S + 1, np.intp),
+            "held_at": np.zeros(unit.size, np.intp),
+            "based": np.zeros(unit.size, np.uint8),
+            "turns": np.zeros(unit.size, np.uint64),
+            "turning": np.zeros(unit.size, np.intc),
         } | aligned(
-            {"size": (r,), "mu": (r,), "means": (r, r), "power": (2, r, r), "type_sums": (r, r), "trace_sums": (r, r, r), "step_sums": (8, r)},
+            {"size": (r,), "mu": (r,), "means": (r, r), "power": (3, r, r), "type_sums": (r, r), "trace_sums": (r, r, r), "step_sums": (8, r)},
             np.float64,
         )
         m.n_blocks = len(unit)
@@ -300,6 +304,8 @@ cdef class Engine:
         m.awake, m.heard = <unsigned long long *>address(c["awake"]), <int *>address(c["heard"])
         m.spoke = <unsigned int *>address(c["spoke"]) if spares else NULL
         m.bounds = <Py_ssize_t *>address(c["bounds"])
+        m.held_at, m.based = <Py_ssize_t *>address(c["held_at"]), <unsigned char *>address(c["based"])
+        m.turns, m.turning = <unsigned long long *>address(c["turns"]), <int *>address(c["turning"])
         m.type_size, m.type_mu = <double *>address(c["size"]), <double *>address(c["mu"])
         m.means, m.power = <double *>address(c["means"]), <double *>address(c["power"])
         m.type_sums, m.trace_sums = <double *>address(c["type_sums"]), <double *>address(c["trace_sums"])
@@ -339,6 +345,7 @@ cdef class Engine:
         own = mean and not m.self_modulation
         sparse = len(self.constants["columns"]) if m.sparse else 0
         past = S * (exact and m.follows)
+        lazy = exact and not m.online and not m.follows and m.type != NULL and m.activation == RELU and r < SLOTS
         kept, masked = 0 if m.online else N, self.network.mask is not None and not sparse
         a = self.arrays = aligned(
             {
@@ -347,7 +354,7 @@ cdef class Engine:
                 "past_K": (past, r, r), "past_drive": (past, D, r),
                 "current": (-(-N // LANES) * LANES,), "input": (N,), "y": (n_out,), "error": (n_out,), "signal": (N,),
                 "class_rows": (C * mean, Q), "class_sums": (C * mean, Q),
-                "power_K": (S, r, r), "awake_sums": (r * (exact and m.type != NULL and m.activation == RELU and 2 <= r < SLOTS), r, Q), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
+                "power_K": (S + 1, r, r), "always": (r * lazy, r, Q), "awake_sums": (r * (exact and m.type != NULL and m.activation == RELU and 2 <= r < SLOTS), r, Q), "power_drive": (S * (exact or m.n_taps > 0), r, D), "back": (2, S, r), "back_drive": (S * (exact or m.n_taps > 0), D),
                 "coef": (S + C + 1, max(r, 1), max(P, ROWS)), "old": (ROWS, max(r, 1), Q), "tail": (ROWS, LANES + Q), "dots": (ROWS, LANES), "pick": (2 * LANES,),
                 "keep": (N * masked, N), "factor": (P,), "factor_by_source": (P,), "factor_of": (r, self._n_places_by_source()), "factor_by_unit": (r, N), "factor_sums": (r,), "h_sum": (N * self.plan.measures_h,),
                 "sources": (S * (m.exact_steps > 0), Q),
@@ -372,7 +379,7 @@ cdef class Engine:
         m.current, m.input, m.y, m.error = address(a["current"]), address(a["input"]), address(a["y"]), address(a["error"])
         m.signal, m.class_rows, m.class_sums = address(a["signal"]), address(a["class_rows"]), address(a["class_sums"])
         m.power_K, m.power_drive = address(a["power_K"]), address(a["power_drive"])
-        m.awake_sums = address(a["awake_sums"])
+        m.awake_sums, m.always = address(a["awake_sums"]), address(a["always"])
         m.back, m.back_drive = address(a["back"]), address(a["back_drive"])
         m.coef, m.old = address(a["coef"]), address(a["old"])
         m.tail, m.dots, m.pick = address(a["tail"]), address(a["dots"]), address(a["pick"])
@@ -488,7 +495,7 @@ cdef class Engine:
             self.kernels.settle(m)  # the weights go with the network
         m.ahead = m.counted = m.turned = False  # nor in the copy: the weights may have been written into since the last step
         numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
-                   m.deferred, m.owed_until, self.since_plan)
+                   m.deferred, m.owed_until, self.since_plan, m.lazy, m.always_from)
         arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in self.ADDRESSES}
         return {"numbers": numbers, "sparse": m.sparse, "arrays": arrays}
 
@@ -502,7 +509,7 @@ cdef class Engine:
             self._make_room(not snapshot["arrays"]["traces"].size)
         m.ahead = m.counted = m.turned = False
         (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
-         m.deferred, m.owed_until, self.since_plan) = snapshot["numbers"]
+         m.deferred, m.owed_until, self.since_plan, m.lazy, m.always_from) = snapshot["numbers"]
         self._bind_places()
         own = self.constants | self.arrays
         for name, a in snapshot["arrays"].items():

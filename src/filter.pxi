@@ -20,9 +20,19 @@ cdef void means_from_sums(Model *m, const real *sums) noexcept nogil:
     means_of_types(m)
 
 
+cdef inline void multiply(double *out, const double *a, const double *b, Py_ssize_t r) noexcept nogil:
+    """out = a b, (r, r)."""
+    cdef Py_ssize_t i, j, k
+    for i in range(r):
+        for j in range(r):
+            out[i * r + j] = 0
+            for k in range(r):
+                out[i * r + j] += a[i * r + k] * b[k * r + j]
+
+
 cdef inline bint decays(double *power, double *scratch, Py_ssize_t r) noexcept nogil:
     """Whether rho(K) < 1: squares K until its row sums fall below 1 or it has plainly not decayed."""
-    cdef Py_ssize_t a, b, c, squaring
+    cdef Py_ssize_t a, b, squaring
     cdef double norm, row
     for squaring in range(40):
         norm = 0
@@ -35,12 +45,7 @@ cdef inline bint decays(double *power, double *scratch, Py_ssize_t r) noexcept n
             return True
         if not norm < 1e100:
             return False
-        for a in range(r):
-            for b in range(r):
-                row = 0
-                for c in range(r):
-                    row += power[a * r + c] * power[c * r + b]
-                scratch[a * r + b] = row
+        multiply(scratch, power, power, r)
         power, scratch = scratch, power
     return False
 
@@ -95,6 +100,7 @@ cdef void follow_activity(Model *m, const real *h) noexcept nogil:
 cdef void filter_from_means(Model *m, real *coef) noexcept nogil:
     """The filter changes between two steps: first complete all that was to go through the old one."""
     settle(m, coef)
+    bring_lazy(m, <real *>m.always)
     if m.type != NULL:
         derive_filter(m, <real *>m.K)
     if (m.trace == TRACE_EXACT or m.trace == TRACE_TAPS) and not m.follows and not m.fixed_taps:

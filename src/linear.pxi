@@ -613,7 +613,7 @@ cdef inline void renew_by(const vec *kind, const Renewal *given, Py_ssize_t begi
         q += 1
 
 
-cdef void renew_vectors(const vec *kind, const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a) noexcept nogil:
+cdef inline void renew_vectors(const vec *kind, const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a) noexcept nogil:
     if it.whole0 != NULL:
         renew_by(kind, it, begin, end, a, 2, it.rank, True)
     elif it.rank == 2:
@@ -624,7 +624,7 @@ cdef void renew_vectors(const vec *kind, const Renewal *it, Py_ssize_t begin, Py
         renew_by(kind, it, begin, end, a, 1, it.rank, False)
 
 
-cdef void renew(const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, const real *_) noexcept nogil:
+cdef inline void renew(const Renewal *it, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t a, const real *_) noexcept nogil:
     """From line to line, of one unit: modulators a and, if there is one, a + 1."""
     if real is float:
         renew_vectors(<const f32v *>NULL, it, begin, end, a)

@@ -80,6 +80,7 @@ ctypedef struct Model:
     Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
     bint summed               # `class_sums` holds something
     bint summed_awake         # `awake_sums` is of the steps at hand
+    bint lazy                 # `traces` are what differs from those of units always awake, or at rest: see lazy.pxi
     bint autapses
     bint unstable             # set by a refresh that left rho(K) >= 1
     Py_ssize_t refresh_every  # updates between refreshes of the type means; 0: never
@@ -117,7 +118,7 @@ ctypedef struct Model:
     double *type_size         # (r,) n[b]
     double *type_mu           # (r,) mu per type
     double *means             # (r, r) M[a, b]
-    double *power             # (2, r, r) scratch
+    double *power             # (3, r, r) scratch
     Py_ssize_t exact_steps    # length of the chunks inside which the gradient is exact (`close_chunk`); 0: none
     Py_ssize_t n_taps         # of TRACE_TAPS: the filter ends there, and what it reads are the rings
     bint fixed_taps           # they are the user's, not powers of K
@@ -200,9 +201,15 @@ ctypedef struct Model:
     void *signal              # (N,) L = dE/dz
     void *class_rows          # (C, Q) sum_a m[a] traces[c, a, :]
     void *class_sums          # (C, Q) their sum over the steps since the gradient was last complete, or since each source was written
-    void *power_K             # (S, r, r) K_t .. K_{t-n+1}: what n steps make of a trace
+    void *power_K             # (S + 1, r, r) K_t .. K_{t-n+1}: what n steps make of a trace; the last: scratch
     void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
     void *awake_sums          # (r types, r, Q) see `sum_awake`; NULL where h is not 0 or 1, or units have no types
+    void *always              # (r types, r, Q) traces of a unit that has always been awake, as of `since`; NULL where `traces` are never lazy
+    Py_ssize_t always_from    # step at which they began from zero
+    Py_ssize_t *held_at       # (P,) step as of which each unit has its traces, -1: they are zero
+    unsigned char *based      # (P,) 1: on top of `always`
+    unsigned long long *turns # (P,) and (P,): scratch of `find_turning`
+    int *turning
     void *back                # (2, S, r) and (S, D): modulators carried back in time, see `carry_back`
     void *back_drive
     void **terms              # (S + C + 1,) rows that a block reads

@@ -225,33 +225,12 @@ cdef void sum_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
 
     Where h is 0 or 1 it is the same for all such units, and most of them stay awake or at rest from step to step.
     """
-    cdef Py_ssize_t r = m.rank, Q = m.stride, D = m.n_drive, c, a, n
-    cdef const real *drive
-    cdef int used[SLOTS]
-    cdef void *rows[SLOTS]
-    cdef real r0[SLOTS * ROWS]
-    cdef real r1[SLOTS * ROWS]
-    cdef real nothing[2 * SLOTS]  # K: there were no traces before
-    cdef Renewal job
+    cdef Py_ssize_t r = m.rank, Q = m.stride
     m.summed_awake = m.awake_sums != NULL and n_steps > 2 and m.n_rec >= AWAKE_FROM * r * m.n_groups
     if not m.summed_awake:
         return
-    memset(nothing, 0, sizeof(nothing))
     memset(sums, 0, r * r * Q * sizeof(real))
-    job.rank, job.n_terms, job.rows, job.used, job.K, job.r0, job.r1 = r, n_steps, rows, used, nothing, r0, r1
-    job.whole0 = NULL
-    job.stride = Q
-    for n in range(1, n_steps + 1):
-        used[n - 1], rows[n] = n, <real *>m.eps + slot(m, m.t - n) * Q
-    for c in range(r):
-        job.traces = job.old = sums + c * r * Q
-        a = 0
-        while a + 1 < r:
-            for n in range(1, n_steps + 1):
-                drive = <real *>m.power_drive + (n * r + a) * D + c
-                r0[n * ROWS], r1[n * ROWS] = drive[0], drive[D]
-            renew(&job, 0, Q // LANES, a, sums)
-            a += 2
+    carry_sums(m, n_steps, 0, sums)
 
 
 cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, const real *_) noexcept nogil:
@@ -499,19 +478,22 @@ cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     cdef Py_ssize_t n_steps = m.t - m.since[group], block, n_terms
     cdef bint exact = m.trace == TRACE_EXACT
     cdef Py_ssize_t rank = m.rank if exact and m.since[group] else 0
+    cdef const real *carry = <real *>m.back + (SLOTS + n_steps) * m.rank
     if not m.online and any_error(m, n_steps):
         n_terms = gradient_terms(m, n_steps, group, m.n_groups, coef) - (not exact)
         block = group
         while block < m.n_blocks:
             own_terms(m, block, n_terms, coef)
-            add_block(m, block, n_terms, <real *>m.back + (SLOTS + n_steps) * m.rank, rank)
+            add_block(m, block, lazy_terms(m, block, n_terms, carry, coef), carry, rank)
             block += m.n_groups
-    block = group
-    if exact:
+    if m.lazy:
+        follow_awake(m, n_steps, <real *>m.always)
+    elif exact:
         sum_awake(m, n_steps, <real *>m.awake_sums)
-    while exact and block < m.n_blocks:
-        renew_block(m, block, n_steps, m.since[group] > 0, coef)
-        block += m.n_groups
+        block = group
+        while block < m.n_blocks:
+            renew_block(m, block, n_steps, m.since[group] > 0, coef)
+            block += m.n_groups
     m.since[group] = m.t
 
 
@@ -546,13 +528,15 @@ cdef void close_chunk(Model *m, real *coef) noexcept nogil:
             matvec(modulator, <const real *>m.u, coef + n_steps * P, m.rank, P)
     if m.follows:
         filter_powers(m, n_steps, <real *>m.power_K)
-    if exact:
+    if exact and not m.lazy:
         sum_awake(m, n_steps, <real *>m.awake_sums)
     for block in range(m.n_blocks):
         if owed:
-            add_block(m, block, n_steps + 1, modulator, m.rank if exact and held else 0)
-        if exact:
+            add_block(m, block, lazy_terms(m, block, n_steps + 1, modulator, coef), modulator, m.rank if exact and held else 0)
+        if exact and not m.lazy:
             renew_block(m, block, n_steps, held, coef)
+    if m.lazy:
+        follow_awake(m, n_steps, <real *>m.always)
     m.since[0] = m.t
 
 

@@ -24,6 +24,7 @@ cdef void rest(Model *m, real *v) noexcept nogil:
         memset(m.step_sums, 0, 8 * m.rank * sizeof(double))
     for group in range(m.n_groups):
         m.since[group] = 0
+    rest_lazily(m, <real *>m.always)
     memset(v, 0, n * sizeof(real))
     memset(m.eps, 0, Q * sizeof(real))
     memset(pre, 0, Q * sizeof(real))

@@ -16,9 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:rho")
 
 
 def longer(problem, n_steps):
-    """The problem with one trial of `n_steps`: more than any ring holds."""
+    """The problem with one trial of `n_steps`: more than any ring holds.  Inputs may stay as they are for a while, and so do units."""
     net, rng = problem.net, problem.rng
     problem.inputs = rng.normal(size=(1, n_steps, net.n_in)).astype(net.dtype)
+    problem.inputs = problem.inputs[:, np.cumsum(rng.random(n_steps) < rng.choice([0.02, 0.2, 1.0])) % n_steps]
     if problem.loss == "mse":
         problem.targets = rng.normal(size=(1, n_steps, net.n_out)).astype(net.dtype)
     else:
@@ -50,6 +51,26 @@ def test_every_chunk_gives_the_gradient_of_the_reference(problem, chunk, n_steps
             raise AssertionError(f"{name}, chunk {chunk}: {error}") from None
 
 
+slow = problems("float64", activations=("relu",), tau=20.0, min_rec=24, max_rec=60)
+
+
+@settings(max_examples=60)
+@given(slow, st.sampled_from([1, 7, 32, "auto"]), st.integers(100, 400), st.integers(0, 3))
+def test_units_that_stay_awake_or_at_rest_for_long(problem, chunk, n_steps, n_errors):
+    """Their traces are made when they turn, over hundreds of steps at once; where many turn, by terms."""
+    longer(problem, n_steps).net.w_rec *= 0.3
+    problem.mask[:] = False
+    problem.mask[0, problem.rng.integers(0, n_steps, n_errors)] = True
+    problem.mask[:, -1] = True
+    rule, _, how = rules(problem)["types exact"]
+    learner = problem.learner(rule)
+    assume(learner.filter_radius < 1)
+    expected = problem.reference(mode="offline", **how)
+    assume(moves(expected))
+    for _ in range(2):  # nothing of a trial is left in the next
+        assert_close(learner.gradient(problem.inputs, problem.targets, problem.mask, chunk=chunk), expected, FLOAT64)
+
+
 @settings(max_examples=30)
 @given(problems("float64", **stable), st.sampled_from(sorted(RULES)), st.integers(40, 90))
 def test_online_updates_with_lagging_traces_are_those_of_traces_kept_at_every_step(problem, name, n_steps):
@@ -68,7 +89,18 @@ def test_online_updates_with_lagging_traces_are_those_of_traces_kept_at_every_st
 @given(problems("float64", **stable), st.sampled_from(sorted(RULES)), st.integers(1, 40))
 def test_sgd_by_chunks_is_accumulation_and_application(problem, name, chunk):
     """`run(chunk=b)` against b steps of an accumulating learner and one SGD update; traces carry over."""
-    longer(problem, 75).net.w_rec *= 0.3
+    compare_chunks_and_accumulation(longer(problem, 75), name, chunk)
+
+
+@settings(max_examples=20)
+@given(slow, st.integers(20, 40))
+def test_traces_of_units_that_stay_awake_go_through_the_filter_of_their_time(problem, chunk):
+    """It changes with every update, whether a unit has turned since or not."""
+    compare_chunks_and_accumulation(longer(problem, 75), "exact", chunk)
+
+
+def compare_chunks_and_accumulation(problem, name, chunk):
+    problem.net.w_rec *= 0.3
     xs, targets, mask = problem.inputs[0], problem.targets[0], problem.mask[0]
     chunked = twin(problem, RULES[name], optimizer=mf.SGD(0.01))
     plain = twin(problem, RULES[name], optimizer=mf.SGD(0.01), update="apply")
