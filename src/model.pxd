@@ -6,8 +6,7 @@ sizes and addresses from here and own nothing.  Arrays are of the network's dtyp
     N = n_rec          units
     Q = stride         presynaptic sources of one unit, [z_{t-1} (N) | x_t (n_in) | 1], padded with zeros
                        to a multiple of LANES so that no loop over traces has a tail
-    r = rank           modulators (cell types, or columns of U)
-    C = n_class        drives of the `mean` factor (cell types, or rows of V)
+    r = rank           modulators (cell types, or columns of U), and classes of the `mean` factor (cell types, or rows of V)
     D = n_drive        drives of the `exact` factor (cell types, or the P places of units)
     P = n_places       places of units: in their blocks, 4 n_blocks; or by source, one after the other, see pending.pxi
     b = window         steps that the traces may lag behind, see traces.pxi
@@ -55,7 +54,7 @@ ctypedef struct Team:
 
 ctypedef struct Model:
     Team *team                # or NULL: alone
-    Py_ssize_t n_in, n_rec, n_out, stride, rank, n_class, n_drive, n_blocks
+    Py_ssize_t n_in, n_rec, n_out, stride, rank, n_drive, n_blocks
     Py_ssize_t n_sources      # that there are among the Q
     Py_ssize_t n_places
     Py_ssize_t window, t      # steps since rest
@@ -134,9 +133,9 @@ ctypedef struct Model:
     void *membership          # (r, N) the same by unit, for types
     void *K                   # (r, r) filter of the traces
     void *drive               # (D, r) (1-k) V[a, p]
-    void *class_drive         # (C, r) drive of each class of the `mean` factor
-    void *readout             # (C, P) mu[p] V[c, p] of the low-rank `mean` factor
-    void *self_drive          # (2, C) kept part and drive of the self term l, see `mean_traces`
+    void *class_drive         # (r, r) drive of each class of the `mean` factor
+    void *readout             # (r, P) mu[p] V[c, p] of the low-rank `mean` factor
+    void *self_drive          # (2, r) kept part and drive of the self term l, see `mean_traces`
 
     # state
     void *pre                 # (Q,) [z | x | 1 | 0 ..]
@@ -146,9 +145,9 @@ ctypedef struct Model:
     void *h_past              # (S, P) ring of h, by place
     unsigned long long *awake # (P,) whether h != 0: of now in the lowest bit, of n steps ago in bit n
     void *eps                 # (S, Q) ring
-    void *traces              # `exact`: (P, r, Q) by place; `mean`: (C, r, Q)
-    void *self_traces         # (C, Q) l, or NULL
-    void *class_eps           # (S, C, Q) ring of eps + l, or NULL
+    void *traces              # `exact`: (P, r, Q) by place; `mean`: (r, r, Q)
+    void *self_traces         # (r, Q) l, or NULL
+    void *class_eps           # (S, r, Q) ring of eps + l, or NULL
     void *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
     Py_ssize_t h_count        # how many steps
     void *sources             # (S, Q) ring of [z_{t-1} | x_t | 1] with exact_steps, else NULL
@@ -199,8 +198,8 @@ ctypedef struct Model:
     void *y                   # (n_out,)
     void *error               # (n_out,) dE/dy
     void *signal              # (N,) L = dE/dz
-    void *class_rows          # (C, Q) sum_a m[a] traces[c, a, :]
-    void *class_sums          # (C, Q) their sum over the steps since the gradient was last complete, or since each source was written
+    void *class_rows          # (r, Q) sum_a m[a] traces[c, a, :]
+    void *class_sums          # (r, Q) their sum over the steps since the gradient was last complete, or since each source was written
     void *power_K             # (S + 1, r, r) K_t .. K_{t-n+1}: what n steps make of a trace; the last: scratch
     void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
     void *awake_sums          # (r types, r, Q) see `sum_awake`; NULL where h is not 0 or 1, or units have no types
@@ -212,7 +211,7 @@ ctypedef struct Model:
     int *turning
     void *back                # (2, S, r) and (S, D): modulators carried back in time, see `carry_back`
     void *back_drive
-    void **terms              # (S + C + 1,) rows that a block reads
+    void **terms              # (S + r + 1,) rows that a block reads
     void *coef                # (the same, max(r, 1), P)
     void *old                 # scratch of tiles, see linear.pxi
     void *tail

@@ -65,7 +65,7 @@ cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
         m.terms[n] = <real *>m.eps_owed + s * m.stride
         it.local[n], it.h[n], it.eps[n] = <real *>m.local + s * P, <real *>m.h_past + s * P, <real *>m.eps_placed + s * P
         it.onto[n] = <real *>m.onto_h + s * m.n_drive
-    for a in range(m.n_class if m.trace == TRACE_MEAN else 0):
+    for a in range(m.rank if m.trace == TRACE_MEAN else 0):
         m.terms[n_ages], it.local[n_ages] = <real *>m.class_sums + a * m.stride, <real *>m.factor_of + a * P
         n_ages += 1
     dot_terms(m, dots, m.terms, n_ages)
@@ -203,7 +203,7 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
                 rows[at + a * P] = 0
     if m.trace == TRACE_EXACT:
         memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
-    for a in range(m.n_class if m.trace == TRACE_MEAN else 0):
+    for a in range(m.rank if m.trace == TRACE_MEAN else 0):
         memset(<real *>m.class_sums + a * Q + first, 0, (last - first) * sizeof(real))
     m.since[group] = m.t
     if m.frozen:  # nothing else of it was felt

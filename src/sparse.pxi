@@ -77,7 +77,7 @@ cdef void fill_table(Model *m, real *table, Py_ssize_t c) noexcept nogil:
     if m.trace == TRACE_MEAN:
         term = <real *>m.class_rows + c * Q
         if m.self_traces != NULL:
-            eps = <real *>m.class_eps + (slot(m, m.t) * m.n_class + c) * Q
+            eps = <real *>m.class_eps + (slot(m, m.t) * m.rank + c) * Q
     for q in range(Q):
         table[4 * q], table[4 * q + 1], table[4 * q + 2] = pre[q] if q < n else 0, eps[q], term[q]
         table[4 * q + 3] = sign[q] if sign != NULL and q < n else 0

@@ -170,13 +170,13 @@ cdef void own_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *
     cdef Py_ssize_t n
     if m.self_traces != NULL:
         for n in range(n_terms):
-            m.terms[n] = <real *>m.class_eps + (slot(m, m.t - n) * m.n_class + m.block_type[block]) * m.stride
+            m.terms[n] = <real *>m.class_eps + (slot(m, m.t - n) * m.rank + m.block_type[block]) * m.stride
 
 
 cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *rows, real *coef) noexcept nogil:
     """Append the nonlocal term of the `mean` factor: the row of the type, or sum_c mu[p] V[c, p] rows[c]."""
     cdef Py_ssize_t P = m.n_places, c, i
-    for c in range(m.n_class):
+    for c in range(m.rank):
         if m.type != NULL and c != m.block_type[block]:
             continue
         for i in range(block * ROWS, block * ROWS + ROWS):
@@ -436,18 +436,18 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     l[b] = kept[b] l[b] - (1-k) mu[b] M[b, b] eps_{t-1},   kept[b] = k - (1-k) mu[b] M[b, b],
     and the local term becomes L[p] h[p] (eps + l[type p]): class_eps.
     """
-    cdef Py_ssize_t Q = m.stride, r = m.rank, C = m.n_class, c, q
+    cdef Py_ssize_t Q = m.stride, r = m.rank, c, q
     cdef const real *eps_before = <real *>m.eps + slot(m, m.t - 1) * Q
     cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
     cdef const real *kept = <real *>m.self_drive
-    cdef const real *taken = kept + C
+    cdef const real *taken = kept + r
     cdef real *l
     cdef real *own
     cdef real *rows = <real *>m.class_rows
     cdef real *sums = NULL
     if learn and (m.deferred or not m.online):
         sums, m.summed = <real *>m.class_sums, not m.deferred
-    for c in range(C):
+    for c in range(r):
         if real is float:
             mean_vectors(<f32v *>(G + c * r * Q), m, c, <const f32v *>eps_before, <f32v *>(rows + c * Q), <f32v *>sums, learn)
         else:
@@ -455,8 +455,8 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
         if sums != NULL:
             sums += Q
     if m.self_traces != NULL:
-        for c in range(C):
-            l, own = <real *>m.self_traces + c * Q, <real *>m.class_eps + (slot(m, m.t) * C + c) * Q
+        for c in range(r):
+            l, own = <real *>m.self_traces + c * Q, <real *>m.class_eps + (slot(m, m.t) * r + c) * Q
             for q in range(Q):
                 l[q] = kept[c] * l[q] - taken[c] * eps_before[q]
             for q in range(Q):
@@ -573,7 +573,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
     if m.summed:
         for block in range(m.n_blocks):
             add_block(m, block, class_terms(m, block, 0, <real *>m.class_sums, coef), <real *>NULL, 0)
-        memset(m.class_sums, 0, m.n_class * m.stride * sizeof(real))
+        memset(m.class_sums, 0, m.rank * m.stride * sizeof(real))
         m.summed = False
 
 

@@ -37,9 +37,9 @@ cdef void rest(Model *m, real *v) noexcept nogil:
         follow_activity(m, <const real *>m.h)
     memset(m.dummy, 0, Q * sizeof(real))
     if m.trace == TRACE_MEAN:
-        memset(m.traces, 0, m.n_class * m.rank * Q * sizeof(real))
+        memset(m.traces, 0, m.rank * m.rank * Q * sizeof(real))
     if m.self_traces != NULL:
-        memset(m.self_traces, 0, m.n_class * Q * sizeof(real))
+        memset(m.self_traces, 0, m.rank * Q * sizeof(real))
 
 
 cdef Status step(Model *m, const real *x, const real *target, long long label, ErrorSource source,

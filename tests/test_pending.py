@@ -10,19 +10,9 @@ from problems import assert_close, problems
 from test_streaming import FOLLOWING, RULES, stream, twin
 
 import modprop_fast as mf
-from modprop_fast import core
 
 pytestmark = pytest.mark.filterwarnings("ignore:rho")
 WITHOUT = {"no cell": mf.ModProp(0.25, mf.LowRank(2), factor="mean")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_networks_too():
-    """e-prop and `mean` write at once where that is quicker."""
-    usual = dict(core.DEFER_FROM)
-    core.DEFER_FROM.update(dict.fromkeys(usual, 16))
-    yield
-    core.DEFER_FROM.update(usual)
 
 
 EVENTS = ("look", "hold", "release", "reset", "other learner", "window")
