@@ -32,7 +32,7 @@ def number(name, value, *, low=-math.inf, high=math.inf, above=False) -> float:
         raise TypeError(f"{name}: expected a number, got {value!r}")
     try:
         x = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}: expected a number, got {describe(value)}") from None
     if not math.isfinite(x) or x > high or x < low or (above and x == low):
         bounds = f"{'(' if above else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"

@@ -3,7 +3,7 @@
 A comparison lives in one folder, in which every file is written whole or not at all:
 
     config.json        every value it was started with
-    runs/RULE-seedK.json   one finished run: all its evaluations and what it cost
+    runs/RULE-lrX-seedK.json   one finished run: all its evaluations and what it cost
     evaluations.csv    every evaluation of every run
     summary.csv        one row per rule
     baseline.json      what a linear readout of the inputs reaches, where scikit-learn is there
@@ -266,21 +266,25 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
                     process.start()
                 send.close()
                 running[receive] = process, each
+            failed = None
             for receive in connection.wait(list(running)):
                 process, each = running.pop(receive)
                 try:
                     result = receive.recv()
                 except EOFError:
-                    raise ChildProcessError(
+                    result = ChildProcessError(
                         f"jobs: the system ended one of {jobs} processes, for want of memory perhaps; every finished run is "
                         f"kept in {out}, and the same command, with fewer jobs, goes on"
-                    ) from None
+                    )
                 process.join()
-                if isinstance(result, Exception):
-                    raise result
+                if isinstance(result, Exception):  # said when the others that are ready have been kept
+                    failed = result
+                    continue
                 write_whole(_path(out, *each), lambda file, text=json.dumps(result): file.write(text.encode()))
                 bar.update()
                 yield result
+            if failed is not None:
+                raise failed
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; every finished run is kept in {out}, and the same command goes on") from None
     finally:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import NamedTuple
@@ -38,7 +40,7 @@ class Learner:
     network : Network
         Its arrays are learned in place.
     rule : Rule
-        `ModProp`, `EProp` or `BPTT`.
+        `ModProp`, `EProp`, `BPTT` or another of `RULES`.
     loss : {"mse", "cross_entropy"}
         Of one step: mean over the outputs of (y - y*)^2 / 2, or softmax cross entropy.
     optimizer : SGD or Adam
@@ -46,8 +48,8 @@ class Learner:
         ``step``: plain SGD within every step that has an error.  ``apply``: gradients add up until `apply`.
         Default: ``step`` where the optimizer is plain SGD(lr), else ``apply``.
     threads : int, optional
-        Threads over the trials of a batch, and over the units in `run` with the exact factor from 768 units on (without
-        signs and mask); by default all that are available.  No result depends on it.
+        Threads over the trials of a batch, and over the units in `run` from 768 units on (without signs
+        and mask); by default all that are available.  No result depends on it.
     rng : numpy.random.Generator, optional
         Source of random feedback and of the signs of `UORO`, needed for these alone.
 
@@ -83,6 +85,8 @@ class Learner:
             raise ValueError(f"update: expected 'apply' with exact_steps, got {update!r}")
         if update == "step" and not plain:
             raise ValueError(f"optimizer: expected plain SGD(lr) with update='step', got {optimizer}")
+        if optimizer.lr > float(np.finfo(network.dtype).max):
+            raise ValueError(f"optimizer: expected a learning rate that {network.dtype} holds, got {optimizer.lr:g}")
         self.network, self.rule, self.loss_name, self.optimizer, self.update = network, rule, loss, optimizer, update
         self.threads = _available() if threads is None else checks.integer("threads", threads, least=1)
         self.iteration = 0  # updates made by apply and fit_trials
@@ -95,6 +99,7 @@ class Learner:
         self._bind(self._new_engine(self.update == "step"))
         self._workers: list[Engine] = []
         self._pool: ThreadPoolExecutor | None = None
+        self._pool_of = 0  # the process whose threads these are
         self._warned = self._plan.instant  # its K is that of one step: nothing follows for the next
         if not self._warned and self.filter_radius >= 1:
             self._warn()
@@ -151,7 +156,8 @@ class Learner:
             self.__dict__["step"] = engine.step
 
     def _new_engine(self, online):
-        how = {"online": online, "lr": self.optimizer.lr, "on_unstable": self._warn}
+        warn = weakref.WeakMethod(self._warn)  # else a learner and its engine would wait for the garbage collector
+        how = {"online": online, "lr": self.optimizer.lr, "on_unstable": lambda: (known := warn()) and known()}
         if self._plan.stepwise:
             return Stepwise(self.network, self._plan, self.loss_name, self._feedback, rng=self._rng, **how)
         on_plan = self._follow_stream if online and self.rule.follows else None
@@ -181,7 +187,7 @@ class Learner:
         TypeError, ValueError
             If an argument does not fit or is not finite; nothing has changed.
         FloatingPointError
-            If the readout is not finite; the weights have not changed.
+            If the readout is not finite; the weights have not changed, and the next step starts from rest.
         """
         return self._engine.step(x, target, signal=signal, learn=learn)
 
@@ -211,7 +217,7 @@ class Learner:
         TypeError, ValueError
             If an argument does not fit or is not finite; no step was made.
         FloatingPointError
-            If a readout is not finite; the steps before it were made.
+            If a readout is not finite; the steps before it were made (of a chunk, none), and the next one starts from rest.
         """
         network = self.network
         self._engine.must_stream("run")
@@ -221,22 +227,34 @@ class Learner:
             raise ValueError("mask: expected targets with it, got none")
         trial = (None, None, None)
         if targets is not None:
-            targets = checks.read("targets", targets)[None]
-            trial = check_targets(self.loss_name, targets, mask, 1, len(xs), network.n_out, network.dtype).trial(0)
+            targets = checks.read("targets", targets)
+            shapes = ((len(xs), network.n_out),) if self.loss_name == "mse" else ((), (len(xs),))
+            if targets.shape not in shapes:
+                raise ValueError(f"targets: expected shape {' or '.join(map(str, shapes))}, got {targets.shape}")
+            trial = check_targets(self.loss_name, targets[None], mask, 1, len(xs), network.n_out, network.dtype).trial(0)
+        chunk = min(chunk, max(len(xs), 2))
         ys = np.empty((len(xs), network.n_out), network.dtype)
         pool = self._threads() if self.threads > 1 and self._engine.shares_rows else None
-        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0, pool=pool, threads=self.threads)
+        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0, pool=pool, threads=min(self.threads, 64))
         return ys
 
     def weights_changed(self):
         """For a program that wrote into the weights through a bare address, which nothing else can notice.
 
-        Before it reads or writes there it calls `Network.settle`: updates may not have been written yet.
+        Before it reads or writes there it calls `Network.settle`: what was learned since somebody last asked for a weight may
+        not be there yet.
+
+        Raises
+        ------
+        RuntimeError
+            If it is not: what was written there is lost, what was learned is not.
         """
+        self._engine.must_be_idle("weights_changed")
         self._engine.forget_ahead()
 
     def reset(self):
         """Start a trial: state and traces to zero.  With ``refresh="update"`` the type means are taken from W anew."""
+        self._engine.must_be_idle("reset")
         self._measure(self._engine)
         self._follow_weights()
         self._engine.reset()
@@ -257,6 +275,7 @@ class Learner:
         """The gradient that `apply` would use, by weight; a copy.  Sum over steps, with ``update="apply"``."""
         if self.update == "step":
             raise RuntimeError("accumulated: expected update='apply', got 'step', where no gradient adds up")
+        self._engine.must_be_idle("accumulated")
         self._engine.settle()
         return by_weight(self.network, self._engine.arrays)
 
@@ -266,10 +285,11 @@ class Learner:
         Raises
         ------
         FloatingPointError
-            If the norm of the gradient is not finite; nothing has changed.
+            If the norm of the gradient, or a weight after the update, is not finite; nothing has changed.
         """
-        self._descend(self.accumulated)
+        self._update(self.accumulated)
         self._engine.clear()
+        self._follow_update()
         self._measure(self._engine)
 
     # ------------------------------------------------------------ trials
@@ -293,14 +313,16 @@ class Learner:
         Raises
         ------
         FloatingPointError
-            If a readout or the gradient is not finite; the weights have not changed.
+            If a readout, the gradient, or a weight after the update is not finite; the weights have not changed.
         """
+        self._engine.must_be_idle("fit_trials")
         for engine in self._workers:
             engine.take_h()
         plan = self._plan
         offline = bool(plan.offline_because or (plan.stepwise and plan.has_adjoint))  # it is quicker than steps in NumPy
         loss, grads = self._batch_gradient(inputs, targets, mask, offline, chunk)
-        self._descend(grads)
+        self._update(grads)
+        self._follow_update()
         self._measure(*self._workers)
         return loss
 
@@ -323,6 +345,7 @@ class Learner:
         -------
         dict of w_rec, w_in, w_out, b_out (and b_rec) arrays; 0 where no synapse may exist
         """
+        self._engine.must_be_idle("gradient")
         checks.choice("mode", mode, ("online", "offline"))
         if mode == "online":
             self._engine.must_stream("gradient")
@@ -335,6 +358,7 @@ class Learner:
         ----------
         inputs, targets, mask : as for `gradient`
         """
+        self._engine.must_be_idle("evaluate")
         network = self.network
         inputs, targets, weights = self._check_trials(inputs, targets, mask)
         outputs = np.empty((*inputs.shape[:2], network.n_out), network.dtype)
@@ -422,21 +446,28 @@ class Learner:
                 yield from one(slots[0], wave[0])
                 continue
             futures = [self._threads().submit(one, *task) for task in zip(slots, wave)]
-            wait(futures)
+            try:
+                wait(futures)
+            except BaseException:  # Ctrl-C: they are still at work on these
+                self._workers.clear()
+                raise
             for future in futures:
                 yield from future.result()
 
     def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
+        if self._pool is None or self._pool_of != os.getpid():  # a forked child has the executor but not its threads
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="modprop_fast")
+            self._pool_of = os.getpid()
         return self._pool
 
     # ------------------------------------------------------------ updates
 
-    def _descend(self, grads):
+    def _update(self, grads):
         self.optimizer.update(self.network.weights, grads, self._optimizer_state, self.iteration)
         self.network.constrain()
         self.iteration += 1
+
+    def _follow_update(self):
         if self._plan.refresh_every and self.iteration % self._plan.refresh_every == 0:
             self._engine.refresh()
             if self.rule.follows:
@@ -488,12 +519,12 @@ class Learner:
         if plan.rank:
             arrays = self._engine.arrays
             K, own = arrays["K"], arrays["self_drive"][0] if plan.types is not None else np.zeros(1)
-            return float(max(np.abs(np.linalg.eigvals(K.astype(float))).max(), np.abs(own).max()))
+            return max(_radius(K), float(np.abs(own).max()))
         if plan.one_tap:
             return 0.0
         if plan.adjoint in ("exact", "mean", "running"):  # the whole of W
             K = network.leak * np.eye(network.n_rec) + (1 - network.leak) * network.w_rec * plan.mu
-            return float(np.abs(np.linalg.eigvals(K.astype(float))).max())
+            return _radius(K)
         return network.leak
 
     def _warn(self):
@@ -524,13 +555,14 @@ class Learner:
 
     def state(self) -> dict[str, np.ndarray]:
         """All that evolves between trials besides the weights, by name: for checkpoints."""
+        self._engine.must_be_idle("state")
         out = {"iteration": np.array(self.iteration), "updates": np.array(self._engine.updates)}
         if self._engine.means is not None:
             out["means"] = self._engine.means
         if self._feedback is not None:
             out["feedback"] = self._feedback.copy()
         if self._rng is not None:
-            out["rng"] = np.array(json.dumps(self._rng.bit_generator.state))
+            out["rng"] = np.array(json.dumps(self._rng.bit_generator.state, default=np.ndarray.tolist))
         if self._plan.measures_h:
             out |= {"h_mean": self._h_mean.copy(), "h_batches": np.array(self._h_batches)}
         if self.rule.follows and self._plan.v is not None:
@@ -551,9 +583,9 @@ class Learner:
         for name, array in own.items():
             if np.shape(state[name]) != array.shape:
                 raise ValueError(f"state: expected {name} of shape {array.shape}, got {np.shape(state[name])}")
-        self.iteration, self._engine.updates = int(state["iteration"]), int(state["updates"])
         if self._rng is not None:
             self._rng.bit_generator.state = json.loads(str(state["rng"]))
+        self.iteration, self._engine.updates = int(state["iteration"]), int(state["updates"])
         if self._plan.measures_h:
             self._h_mean[:], self._h_batches = state["h_mean"], int(state["h_batches"])
         if "modulators" in state:
@@ -565,6 +597,11 @@ class Learner:
             self._feedback[...] = state["feedback"]
         for name, array in self._optimizer_state.items():
             array[...] = state[f"optimizer.{name}"]
+
+
+def _radius(K) -> float:
+    """rho(K); infinite where K is not finite."""
+    return float(np.abs(np.linalg.eigvals(K.astype(float))).max()) if np.isfinite(K).all() else math.inf
 
 
 def _available() -> int:

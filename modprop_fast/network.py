@@ -6,6 +6,7 @@ import json
 import math
 import weakref
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -102,7 +103,7 @@ class Network:
         """The arrays by name, up to date; whoever asks may write into them, which the stamp tells the engines."""
         self.settle()
         self._stamp[0] += 1
-        return self._weights
+        return MappingProxyType(self._weights)
 
     def settle(self):
         """Have every engine that learns these weights online write what it has put off; asking for a weight does the same."""
@@ -186,6 +187,8 @@ class Network:
             arrays = read_npz(file)
             settings = json.loads(str(arrays.pop("settings")))
             version = settings.pop("format")
+            if missing := {"w_rec", "w_in", "w_out", "b_out", "types"} - arrays.keys():
+                raise KeyError(min(missing))
         except (ValueError, KeyError) as error:
             raise ValueError(f"file: expected a network written by Network.save, got {file} ({error})") from None
         if version != _FORMAT:

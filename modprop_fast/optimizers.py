@@ -84,7 +84,7 @@ class SGD:
         Raises
         ------
         FloatingPointError
-            If the norm of the gradient is not finite; nothing was changed.
+            If the norm of the gradient, or a weight after the update, is not finite; nothing was changed.
         """
         with np.errstate(over="ignore"):  # said below
             norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in grads.values()))
@@ -92,13 +92,21 @@ class SGD:
             raise FloatingPointError(f"gradient: expected a finite norm, got {norm} at update {iteration}")
         scale = self.clip / norm if self.clip is not None and norm > self.clip else 1.0
         lr = self.lr * (self.schedule(iteration) if self.schedule else 1.0)
-        for name, w in weights.items():
-            g = grads[name] * w.dtype.type(scale)
-            if self.l2 and name in _PENALISED:
-                g += w.dtype.type(self.l2) * w
-            w -= w.dtype.type(lr) * self.direction(name, g, state, iteration)
-            if self.l1 and name in _SHRUNK:
-                w[w > 0] -= w.dtype.type(lr * self.l1)
+        after, new = {name: array.copy() for name, array in state.items()}, {}
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name, w in weights.items():
+                g = grads[name] * w.dtype.type(scale)
+                if self.l2 and name in _PENALISED:
+                    g += w.dtype.type(self.l2) * w
+                new[name] = w - w.dtype.type(lr) * self.direction(name, g, after, iteration)
+                if self.l1 and name in _SHRUNK:
+                    new[name][new[name] > 0] -= w.dtype.type(lr * self.l1)
+        for name, array in (after | new).items():
+            if not np.isfinite(array).all():
+                raise FloatingPointError(f"{name}: expected finite values after update {iteration}, at learning rate {lr:g}, got others")
+        for kept, values in ((state, after), (weights, new)):
+            for name, array in values.items():
+                kept[name][...] = array
 
 
 def by_weight(network, arrays) -> dict[str, np.ndarray]:
@@ -133,6 +141,8 @@ class Adam(SGD):
 
     def __post_init__(self):
         super().__post_init__()
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise ValueError(f"betas: expected two numbers, got {checks.describe(self.betas)}")
         for beta in self.betas:
             if not 0 <= checks.number("betas", beta) < 1:
                 raise ValueError(f"betas: expected numbers in [0, 1), got {self.betas}")

@@ -453,20 +453,25 @@ def parse_rule(text: str) -> Rule:
     if not match:
         raise ValueError(f"rule: expected a name or name(option=value, ..), got {text!r}")
     name = checks.choice("rule", match[1], tuple(RULES))
-    options = {}
-    for part in filter(None, map(str.strip, (match[2] or "").split(","))):
+    try:
+        return RULES[name](**dict(_options(name, match[2] or "")))
+    except TypeError as error:  # in a text, a value of another type is a wrong value
+        raise ValueError(f"rule: {error}") from None
+
+
+def _options(rule, text):
+    """(name, value) of each option in a text."""
+    known = [f.name for f in fields(RULES[rule])]
+    for part in filter(None, map(str.strip, text.split(","))):
         key, _, value = map(str.strip, part.partition("="))
-        if key not in {f.name for f in fields(RULES[name])}:
-            known = ", ".join(f.name for f in fields(RULES[name]))
-            raise ValueError(f"rule: expected options of {name} ({known}), got {part!r}")
-        if value.startswith("lowrank:"):
-            options[key] = LowRank(int(value.removeprefix("lowrank:")))
-            continue
+        if key not in known:
+            raise ValueError(f"rule: expected options of {rule} ({', '.join(known)}), got {part!r}")
+        low_rank = value.startswith("lowrank:")
         try:
-            options[key] = ast.literal_eval(value)
+            value = ast.literal_eval(value.removeprefix("lowrank:"))
         except (ValueError, SyntaxError):
-            options[key] = value
-    return RULES[name](**options)
+            value = value.removeprefix("lowrank:")
+        yield key, LowRank(value) if low_rank else value
 
 
 def _exact_steps(rule):

@@ -83,7 +83,11 @@ class Stepwise:
         self.influence.follow(w)
         if self.influence.unstable and self.on_unstable is not None:
             self.on_unstable()
-        y = self.engine.step(x, target, signal=signal, learn=learn)
+        try:
+            y = self.engine.step(x, target, signal=signal, learn=learn)
+        except FloatingPointError:  # the engine is at rest
+            self.influence.rest()
+            raise
         s = state["pre"][: self.influence.shape[1]].astype(float)
         s[:n] = z
         with np.errstate(over="ignore", invalid="ignore"):  # an update by what is not finite is refused
@@ -125,6 +129,11 @@ class Stepwise:
         self.settle()
         self.engine.clear()
         self.influence.grad[...] = 0
+
+    def must_be_idle(self, call):
+        """As for `Engine`."""
+        with self._alone(call):
+            pass
 
     def must_stream(self, call):
         """These rules do."""

@@ -91,11 +91,7 @@ cdef class _Arrangement(_Memory):
         self.m.window = 1 if self.m.n_taps else self.m.exact_steps or window
         self.m.n_groups = self.m.window if self.m.online and not self.m.sparse else 1
         self.constants["since"][:] = self.m.t
-        self._part_sources()
-
-    cdef _part_sources(self):
-        """In groups, as even as blocks of TOGETHER can be."""
-        n_groups, n_blocks = self.m.n_groups, (self.m.n_sources + TOGETHER - 1) // TOGETHER
+        n_groups, n_blocks = self.m.n_groups, (self.m.n_sources + TOGETHER - 1) // TOGETHER  # groups as even as blocks of TOGETHER can be
         self.constants["bounds"][: n_groups + 1] = TOGETHER * (n_blocks * np.arange(n_groups + 1) // n_groups)
 
     @property

@@ -510,6 +510,7 @@ cdef int mpf_set(mpf_learner *handle, const char *name, const void *values, size
         code = mpf_fail(MPF_VALUE, "set: expected finite values for %s, got another number at index %zd", it.name,
                         first_bad(values, n_bytes // h.size, (<Engine>h.engine).kernels, h.size))
     if code == MPF_OK:
+        (<Engine>h.engine).kernels.settle(&(<Engine>h.engine).m)  # the weights are about to be read anew, whatever is set
         for i in range(it.rows):
             memcpy(it.at + i * it.stride, <const char *>values + i * it.width, it.width)
         (<Engine>h.engine).m.ahead = (<Engine>h.engine).m.counted = (<Engine>h.engine).m.turned = False

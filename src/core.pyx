@@ -131,10 +131,9 @@ cdef class Engine(_Arrangement):
         self.latency, self.y = Latency(), self.arrays["y"]
         self._watch_weights()
         self._set_modulation()
+        self.window = self._usual_window() if online else WINDOW
         self.reset()
-        if m.may_defer:
-            self._part_sources()
-            self._defer(True)
+        self._defer(m.may_defer)
         if m.may_defer or m.sparse:
             network.settled_by(self)
 
@@ -158,8 +157,7 @@ cdef class Engine(_Arrangement):
     def snapshot(self) -> dict:
         """All that a step reads or leaves behind, as copies; no addresses."""
         cdef Model *m = &self.m
-        if mpf_read(&self.busy):
-            self._refuse("copy")
+        self.must_be_idle("copy")
         if m.deferred or m.unwritten:
             self.kernels.settle(m)  # the weights go with the network
         m.ahead = m.counted = m.turned = False  # nor in the copy: the weights may have been written into since the last step
@@ -193,8 +191,15 @@ cdef class Engine(_Arrangement):
 
     # ------------------------------------------------------------ steps
 
+    def refresh(self):
+        """Let the type means follow W as it stands."""
+        self.must_be_idle("refresh")
+        if self.m.type != NULL:
+            self.kernels.refresh(&self.m)
+
     def reset(self):
         """State and traces at the start of a trial."""
+        self.must_be_idle("reset")
         self.kernels.reset(&self.m)
 
     def settle(self):
@@ -218,7 +223,6 @@ cdef class Engine(_Arrangement):
         cdef bint held = False
         if (cnp.PyArray_CheckExact(value) and cnp.PyArray_TYPE(value) == self.type_number and cnp.PyArray_NDIM(value) == 1
                 and cnp.PyArray_DIM(value, 0) == n and cnp.PyArray_ISCARRAY_RO(value)):
-            memset(view, 0, sizeof(Py_buffer))  # without an owner there is nothing to release
             view.buf = cnp.PyArray_DATA(value)
             return 0
         try:
@@ -234,6 +238,11 @@ cdef class Engine(_Arrangement):
         error = ValueError if same_type or (isinstance(value, np.ndarray) and value.dtype == self.network.dtype) else TypeError
         raise error(f"{name}: expected a C-contiguous {self.network.dtype} array of shape ({n},), got {describe(value)}")
 
+    cpdef must_be_idle(self, str call):
+        """Refuse a call while another thread runs this engine."""
+        if mpf_read(&self.busy):
+            self._refuse(call)
+
     def step(self, x, target=None, *, signal=None, bint learn=True):
         """`Learner.step`."""
         cdef Py_buffer x_view, t_view
@@ -241,6 +250,7 @@ cdef class Engine(_Arrangement):
         cdef long long label = 0
         cdef const void *aim = NULL
         cdef int status
+        cdef double loss = self.m.loss_sum
         cdef long long began = mpf_now() if self.latency.on else 0
         if not self.streams:
             self.must_stream("step")
@@ -254,42 +264,36 @@ cdef class Engine(_Arrangement):
                 label = self._label(target)
             else:
                 source = FROM_TARGET
-        self._acquire(&x_view, x, "x", self.m.n_in)
-        if source == FROM_SIGNAL or source == FROM_TARGET:
+        memset(&x_view, 0, sizeof(x_view))  # without an owner there is nothing to release
+        memset(&t_view, 0, sizeof(t_view))
+        try:
+            self._acquire(&x_view, x, "x", self.m.n_in)
+            if source == FROM_SIGNAL or source == FROM_TARGET:
+                self._acquire(&t_view, target if signal is None else signal, "target" if signal is None else "signal", self.m.n_out)
+                aim = t_view.buf
+            self._enter("step")
             try:
-                if source == FROM_SIGNAL:
-                    self._acquire(&t_view, signal, "signal", self.m.n_out)
+                self._notice_writes()
+                if self.m.n_rec <= BRIEF and mpf_alone():
+                    status = self._advance(x_view.buf, aim, label, source, learn)
                 else:
-                    self._acquire(&t_view, target, "target", self.m.n_out)
-            except BaseException:
-                PyBuffer_Release(&x_view)
-                raise
-            aim = t_view.buf
-        if mpf_take(&self.busy):
+                    with nogil:
+                        status = self._advance(x_view.buf, aim, label, source, learn)
+                self._tell_writes()
+            finally:
+                mpf_release(&self.busy)
+        finally:
             PyBuffer_Release(&x_view)
-            if aim != NULL:
-                PyBuffer_Release(&t_view)
-            self._refuse("step")
-        self.m.loss_sum = 0
-        self._notice_writes()
-        if self.m.n_rec <= BRIEF and mpf_alone():
-            status = self._advance(x_view.buf, aim, label, source, learn)
-        else:
-            with nogil:
-                status = self._advance(x_view.buf, aim, label, source, learn)
-        self._tell_writes()
-        mpf_release(&self.busy)
-        PyBuffer_Release(&x_view)
-        if aim != NULL:
             PyBuffer_Release(&t_view)
         if status != OK:
+            self.m.loss_sum = loss
             if status == X_NOT_FINITE:
                 raise ValueError(_first_bad("x", x))
             if status == TARGET_NOT_FINITE:
                 raise ValueError(_first_bad("target" if signal is None else "signal", target if signal is None else signal))
             if status == LABEL_OUT_OF_RANGE:
                 raise ValueError(f"target: expected a class in 0..{self.m.n_out - 1}, got {label}")
-            raise FloatingPointError(f"step: expected a finite readout, got {self.y}; the weights were left as they were")
+            raise FloatingPointError(f"step: expected a finite readout, got {self.y}; the weights were left as they were, the next step starts from rest")
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
         if self.on_plan is not None:
@@ -321,7 +325,7 @@ cdef class Engine(_Arrangement):
     cdef long long _label(self, target) except? -1:
         try:
             return PyNumber_Index(target)
-        except TypeError:
+        except (TypeError, OverflowError):
             raise TypeError(f"target: expected a class, an integer in 0..{self.m.n_out - 1}, got {describe(target)}") from None
 
     cdef _count(self, Py_ssize_t n_steps):
@@ -360,6 +364,9 @@ cdef class Engine(_Arrangement):
 
     def forget_ahead(self):
         """Somebody has written into W by an address that the reference counts do not show."""
+        if self.m.unwritten:
+            raise RuntimeError("weights_changed: expected Network.settle() before the weights were written into, and no step between; "
+                               "what has been learned is kept, what was written is lost")
         self.m.ahead = self.m.counted = self.m.turned = False
 
     cdef inline void _tell_writes(self) noexcept nogil:
@@ -401,26 +408,30 @@ cdef class Engine(_Arrangement):
         cdef unsigned long long fp
         trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
-        self._notice_writes()
-        sparse = self.m.sparse and chunked
-        if sparse:
-            self._unpack()
-        if chunked:
-            self._by_chunks(True, chunk)
-        others = self._call_team(pool, threads) if self.m.deferred and trial.n_steps >= TEAM_STEPS else []
-        with nogil:
-            fp = mpf_flush()
-            status = self.kernels.run(&self.m, &trial)
-            mpf_unflush(fp)
-        self._dismiss_team(others)
-        if chunked:
-            if status != OK:
-                self.clear()
-            self._by_chunks(False, self._usual_window())
-        if sparse:
-            self._pack()
-        self._tell_writes()
-        mpf_release(&self.busy)
+        try:
+            self._notice_writes()
+            sparse = self.m.sparse and chunked
+            if sparse:
+                self._unpack()
+            if chunked:
+                self._by_chunks(True, chunk)
+            if pool is not None and self.m.deferred and trial.n_steps >= TEAM_STEPS:
+                self._call_team(pool, threads)
+            with nogil:
+                fp = mpf_flush()
+                status = self.kernels.run(&self.m, &trial)
+                mpf_unflush(fp)
+            self._dismiss_team()
+            if chunked:
+                if status != OK:
+                    self.clear()
+                self._by_chunks(False, self._usual_window())
+            if sparse:
+                self._pack()
+            self._tell_writes()
+        finally:
+            self._dismiss_team()
+            mpf_release(&self.busy)
         trial.steps_done += first
         self._check(status, &trial)
         if self.m.unstable and self.on_unstable is not None:
@@ -432,22 +443,20 @@ cdef class Engine(_Arrangement):
         """Whether `run` can use several threads."""
         return self._shares_rows()
 
-    cdef list _call_team(self, pool, int threads):
+    cdef _call_team(self, pool, int threads):
         """Threads of the pool that wait for their parts."""
-        self.team.n = min(threads, TEAM)
-        if pool is None or self.team.n < 2 or not self._shares_rows():
-            return []
-        self.team.ticket = self.team.arrived = 0
-        self.team.go, self.m.team = True, &self.team
-        return [pool.submit(self.assist, place) for place in range(1, self.team.n)]
+        self.team.n, self.team.ticket, self.team.go, self.m.team = 1, 0, True, &self.team
+        for place in range(1, min(threads, TEAM)):
+            pool.submit(self.assist, place)
+            self.team.n += 1
 
-    cdef _dismiss_team(self, list others):
-        if others:
-            self.team.go = False
+    cdef void _dismiss_team(self) noexcept:
+        """Wait until they have left; without Python code, where Ctrl-C may come."""
+        if self.m.team != NULL:
+            self.team.go, self.team.arrived, self.m.team = False, 0, NULL
             mpf_add(&self.team.ticket, 1)
-            for other in others:
-                other.result()
-            self.m.team = NULL
+            with nogil:
+                mpf_wait(&self.team.arrived, self.team.n - 1, False)
 
     def assist(self, int place):
         """Be a thread of the team; returns when the run is over."""
@@ -456,18 +465,12 @@ cdef class Engine(_Arrangement):
             fp = mpf_flush()
             self.kernels.assist(&self.m, place)
             mpf_unflush(fp)
+            mpf_add(&self.team.arrived, 1)
 
     def adjoint(self, xs, target, label, mask, double scale):
         """Gradient of one trial, from rest, times `scale`, in the rule's adjoint form: O(T (N + Q)) memory."""
         self.reset()
         self.clear()
-        self.m.scale = scale
-        try:
-            self._adjoint(xs, target, label, mask)
-        finally:
-            self.m.scale = 1.0
-
-    cdef _adjoint(self, xs, target, label, mask):
         cdef Trials trial = self._trials(xs, target, label, mask)
         cdef Record rec
         cdef int status
@@ -487,12 +490,14 @@ cdef class Engine(_Arrangement):
         how.cells, how.exact_steps, how.horizon = plan.cells, plan.exact_steps, plan.horizon
         how.mu, how.hbar = address(mu), address(hbar)
         self._enter("gradient")
+        self.m.scale = scale
         with nogil:
             fp = mpf_flush()
             status = self.kernels.record(&self.m, &trial, &rec)
             if status == OK:
                 self.kernels.adjoint(&self.m, &rec, &how, trial.n_steps)
             mpf_unflush(fp)
+        self.m.scale = 1.0
         mpf_release(&self.busy)
         self._check(status, &trial)
 

@@ -66,7 +66,7 @@ cdef class Latency:
 
     cpdef void note(self, long long took) noexcept:
         """One step more, of so many nanoseconds."""
-        cdef long long bucket = took
+        cdef long long bucket = max(took, 0)
         cdef int octave = 0
         while bucket >= 2 * PARTS:
             bucket >>= 1

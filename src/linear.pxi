@@ -134,7 +134,7 @@ ctypedef struct Renewal:
     void *traces           # (r, Q)
     void *old              # what they were: the same, or of more than two modulators a copy
     Py_ssize_t stride      # Q
-    Py_ssize_t rank        # 0: there are none
+    Py_ssize_t rank
     void *K                # (2, r), of the modulators at hand
     void **rows            # of terms
     const int *used        # (n_terms,) which of them count

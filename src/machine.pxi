@@ -56,6 +56,7 @@ cdef extern from "threads.h":
     void mpf_release(int *flag) noexcept nogil
     int mpf_read(int *flag) noexcept nogil
     void mpf_add(int *count, int n) noexcept nogil
+    void mpf_wait(int *count, int value, bint other) noexcept nogil
 
 
 # ---------------------------------------------------------------- instruction sets

@@ -8,7 +8,7 @@
 
 cdef void *address(array) except? NULL:
     """Where an array that the engine allocated, or has checked, begins."""
-    return NULL if array is None or array.size == 0 else <void *><size_t>array.ctypes.data
+    return NULL if array is None or array.size == 0 else cnp.PyArray_DATA(array)  # not array.ctypes: Python code, where Ctrl-C may come
 
 
 def aligned(shapes, dtype):
@@ -75,7 +75,7 @@ cdef class _Memory:
 
     cdef Model m
     cdef const Kernels *kernels
-    cdef object network, plan, feedback
+    cdef object network, plan, feedback, sign
     cdef readonly dict arrays  # state, scratch and gradient by name
     cdef dict constants  # of other dtypes
 
@@ -86,13 +86,9 @@ cdef class _Memory:
         self._describe(loss, online, lr)
         m.may_defer = online and self._may_defer()
         m.sparse = sparse and online and self._few()
-        m.window = self._usual_window() if online else WINDOW
-        m.n_groups = m.window if online and not m.sparse else 1
         m.exact_steps = plan.exact_steps if plan.exact_steps < SLOTS and not plan.offline_because else 0
-        if m.exact_steps:
-            m.window = m.exact_steps
         if plan.taps is not None:
-            m.n_taps, m.fixed_taps, m.window, m.n_groups = len(plan.taps), plan.taps.ndim > 1, 1, 1
+            m.n_taps, m.fixed_taps = len(plan.taps), plan.taps.ndim > 1
         self._lay_out()
         if m.sparse:
             self._lay_out_connections()
@@ -176,7 +172,7 @@ cdef class _Memory:
             ("drive_class", place if low_rank else types, <size_t>&m.drive_class),
             ("since", np.zeros(S, np.intp), <size_t>&m.since),
             ("erred", np.zeros(S, np.uint8), <size_t>&m.erred),
-            ("terms", np.zeros((S + 1) * max(r, 1) + 1, np.uintp), <size_t>&m.terms),
+            ("terms", np.zeros(S + r + 1, np.uintp), <size_t>&m.terms),
             ("awake", np.zeros(max(P, self._n_places_by_source()), np.uint64), <size_t>&m.awake),
             ("heard", np.zeros((m.n_sources + LANES) * m.may_defer, np.intc), <size_t>&m.heard),
             ("spoke", np.zeros(m.stride * spares, np.uint32), <size_t>&m.spoke),
@@ -254,7 +250,7 @@ cdef class _Memory:
             ("power_K", (S + 1, r, r), <size_t>&m.power_K), ("always", (lazy, r, Q), <size_t>&m.always),
             ("awake_sums", (r * (binary and 2 <= r < SLOTS), r, Q), <size_t>&m.awake_sums), ("power_drive", (driven, r, D), <size_t>&m.power_drive),
             ("back", (2, S, r), <size_t>&m.back), ("back_drive", (driven, D), <size_t>&m.back_drive),
-            ("coef", (S + r + 1, max(r, 1), max(placed, ROWS)), <size_t>&m.coef), ("old", (ROWS, max(r, 1), Q), <size_t>&m.old),
+            ("coef", (S + r + 1, placed), <size_t>&m.coef), ("old", (ROWS, max(r, 1), Q), <size_t>&m.old),
             ("tail", (ROWS, LANES + Q), <size_t>&m.tail), ("dots", (ROWS, LANES), <size_t>&m.dots), ("pick", (2 * LANES,), <size_t>&m.pick),
             ("dummy", (Q,), <size_t>&m.dummy), ("zeros", (max(placed, Q),), <size_t>&m.zeros), ("edge", (LANES,), <size_t>&m.edge),
             ("keep", (masked, N), <size_t>&m.keep),
@@ -270,7 +266,7 @@ cdef class _Memory:
             ("table", (Q + 1, 4), <size_t>&m.table), ("gathered", (4 * m.packed_width + LANES + r,), <size_t>&m.gathered),
             ("type_lanes", (r, r, LANES * (connections > 0 and types)), <size_t>&m.type_lanes),
             # modulation
-            ("factor", (placed,), 0), ("factor_by_source", (placed,), 0), ("u", (r, P), 0), ("u_by_source", (r, self._n_places_by_source()), 0),
+            ("factor", (P,), <size_t>&m.factor), ("u", (r, P), 0), ("u_by_source", (r, self._n_places_by_source()), 0),
             ("factor_of", (r, self._n_places_by_source()), <size_t>&m.factor_of), ("factor_by_unit", (r, N), <size_t>&m.factor_by_unit),
             ("factor_sums", (r,), <size_t>&m.factor_sums), ("column_sums", (r, N), <size_t>&m.column_sums),
             ("membership", (r, N), <size_t>&m.membership), ("K", (r, r), <size_t>&m.K), ("drive", (D, r), <size_t>&m.drive),
@@ -298,7 +294,8 @@ cdef class _Memory:
 
         m.w_rec, m.w_in, m.b_rec = address(weights["w_rec"]), address(weights["w_in"]), address(weights.get("b_rec"))
         m.w_out, m.b_out = address(weights["w_out"]), address(weights["b_out"])
-        m.sign, m.feedback = address(self.network.sign), address(self.feedback)
+        self.sign = self.network.sign
+        m.sign, m.feedback = address(self.sign), address(self.feedback)
         keep = self.arrays["keep"]
         bind(self.constants, [
             ("w_rows", rows(weights["w_rec"]), <size_t>&m.w_rows),
@@ -311,13 +308,13 @@ cdef class _Memory:
         c, a, by = self.constants, self.arrays, "_by_source" if m.deferred else ""
         m.n_places = self._n_places_by_source() if m.deferred else c["unit"].size
         m.place, m.runs, m.n_runs = <int *>address(c["place" + by]), <int *>address(c["runs" + by]), len(c["runs" + by])
-        m.type_ends, m.u, m.factor = <int *>address(c["type_ends" + by]), address(a["u" + by]), address(a["factor" + by])
+        m.type_ends, m.u = <int *>address(c["type_ends" + by]), address(a["u" + by])
 
     # ------------------------------------------------------------ modulation
 
     cdef _set_factor(self, factor):
         c, a = self.constants, self.arrays
-        a["factor"][c["place"]] = a["factor_by_source"][c["place_by_source"]] = factor
+        a["factor"][c["place"]] = factor
         if self.plan.types is not None:
             a["factor_of"][self.plan.types, c["place_by_source"]] = factor
             a["factor_by_unit"][self.plan.types, np.arange(self.m.n_rec)] = factor
@@ -373,11 +370,6 @@ cdef class _Memory:
         if self.m.type != NULL:
             self.constants["means"][:] = values
             self.kernels.derive(&self.m)
-
-    def refresh(self):
-        """Let the type means follow W as it stands."""
-        if self.m.type != NULL:
-            self.kernels.refresh(&self.m)
 
     @property
     def updates(self) -> int:

@@ -42,10 +42,17 @@ cdef void rest(Model *m, real *v) noexcept nogil:
         memset(m.self_traces, 0, m.rank * Q * sizeof(real))
 
 
+cdef void take_back(Model *m) noexcept nogil:
+    """The last step was not made: what the rings hold ends before it."""
+    cdef Py_ssize_t q
+    m.t -= 1
+    for q in range(m.stride if spares(m) else 0):
+        m.spoke[q] >>= 1
+
+
 cdef Status step(Model *m, const real *x, const real *target, long long label, ErrorSource source,
                  bint learn) noexcept nogil:
-    """One time step.  A refused input leaves everything as it was; a diverged readout leaves the weights."""
-    cdef Status status
+    """One time step.  A refused input leaves everything as it was; a readout that diverges leaves the weights, and rest."""
     if not finite(x, m.n_in):
         return X_NOT_FINITE
     if (source == FROM_TARGET or source == FROM_SIGNAL) and not finite(target, m.n_out):
@@ -57,8 +64,11 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
         if not m.turned:
             bring_in(m, <real *>m.by_source)
         take_stock(m, <real *>m.old)
-    status = OK if forward(m, x) else DIVERGED
-    if source == FROM_NOTHING or status != OK:
+    if not forward(m, x):
+        take_back(m)
+        rest(m, <real *>m.v)
+        return DIVERGED
+    if source == FROM_NOTHING:
         learn = False
     else:
         output_error(m, target, label, source)
@@ -69,7 +79,7 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
         follow_activity(m, <const real *>m.h)
     if learn:
         learn_readout(m, <real *>m.error, <real *>m.pre)
-    return status
+    return OK
 
 
 cdef ErrorSource source_at(Trials *trial, Py_ssize_t t) noexcept nogil:
@@ -118,7 +128,7 @@ cdef Status run_together(Model **models, Trials *trials, Py_ssize_t n, real *w, 
     cdef Py_ssize_t t, i, n_in = models[0].n_in, n_rec = models[0].n_rec, n_sources = n_rec + n_in + (models[0].b_rec != NULL)
     cdef void *pre[LANES]
     cdef void *current[LANES]
-    turn_weights(models[0], w, width, False)
+    turn(models[0], w, width, False, False)
     for i in range(n):
         pre[i], current[i] = models[i].pre, models[i].current
     for t in range(trials[0].n_steps):

@@ -121,7 +121,8 @@ typedef struct mpf_api {
 
     /* One time step: x (n_in), target (n_out) or NULL, y (n_out) or NULL. With a target the loss is measured, and learned
        from if mpf_learn is not 0. _label: a class 0 .. n_out - 1 for cross_entropy. _signal: dE/dy itself (n_out).
-       MPF_VALUE: x, target or signal is not finite, or no such class. MPF_DIVERGED: the state has moved on. */
+       MPF_VALUE: x, target or signal is not finite, or no such class. MPF_DIVERGED: the weights are as
+       they were, the state is at rest. */
     int (*mpf_step)(mpf_learner *mpf_handle, const void *mpf_x, size_t mpf_x_bytes, const void *mpf_target,
                     size_t mpf_target_bytes, int mpf_learn, void *mpf_y, size_t mpf_y_bytes);
     int (*mpf_step_label)(mpf_learner *mpf_handle, const void *mpf_x, size_t mpf_x_bytes, int mpf_label, int mpf_learn,
