@@ -59,41 +59,31 @@ cdef inline vec counts_for(const vec *kind, const void *d, Py_ssize_t type, Py_s
 
 # ---------------------------------------------------------------- between the network's arrays and these
 
-cdef void turn_weights(Model *m, real *w, Py_ssize_t apart, bint placed) noexcept nogil:
-    """w[q, p] = [W | W_in | b][p, q], rows `apart`: by unit, or by place."""
+cdef inline void move(real *a, real *b, bint back) noexcept nogil:
+    """a = b, or b = a."""
+    if back:
+        b[0] = a[0]
+    else:
+        a[0] = b[0]
+
+
+cdef inline void turn(Model *m, real *w, Py_ssize_t apart, bint placed, bint back) noexcept nogil:
+    """w[q, p] = [W | W_in | b][p, q], rows `apart`: by unit, or by place; or `back`, the network's weights from these."""
     cdef Py_ssize_t p, q, at, n = m.n_rec, first = 0, last
-    cdef const real *row
+    cdef real *row
     while first < n:  # a line's worth at a time
         last = min(first + LANES, n)
         for p in range(n):
-            row, at = <const real *>m.w_rec + p * n, m.place[p] if placed else p
+            row, at = <real *>m.w_rec + p * n, m.place[p] if placed else p
             for q in range(first, last):
-                w[q * apart + at] = row[q]
+                move(w + q * apart + at, row + q, back)
         first = last
     for p in range(n):
         at = m.place[p] if placed else p
         for q in range(m.n_in):
-            w[(n + q) * apart + at] = (<const real *>m.w_in)[p * m.n_in + q]
+            move(w + (n + q) * apart + at, <real *>m.w_in + p * m.n_in + q, back)
         if m.b_rec != NULL:
-            w[(n + m.n_in) * apart + at] = (<const real *>m.b_rec)[p]
-
-
-cdef void turn_back(Model *m, const real *w, Py_ssize_t apart) noexcept nogil:
-    """The network's weights from those by source and place."""
-    cdef Py_ssize_t p, q, at, n = m.n_rec, first = 0, last
-    cdef real *row
-    while first < n:
-        last = min(first + LANES, n)
-        for p in range(n):
-            row, at = <real *>m.w_rec + p * n, m.place[p]
-            for q in range(first, last):
-                row[q] = w[q * apart + at]
-        first = last
-    for p in range(n):
-        for q in range(m.n_in):
-            (<real *>m.w_in)[p * m.n_in + q] = w[(n + q) * apart + m.place[p]]
-        if m.b_rec != NULL:
-            (<real *>m.b_rec)[p] = w[(n + m.n_in) * apart + m.place[p]]
+            move(w + (n + m.n_in) * apart + at, <real *>m.b_rec + p, back)
 
 
 cdef inline Py_ssize_t between_sources(const Model *m) noexcept nogil:
@@ -102,14 +92,14 @@ cdef inline Py_ssize_t between_sources(const Model *m) noexcept nogil:
 
 cdef void bring_in(Model *m, real *by_source) noexcept nogil:
     """The weights as the network has them; nothing waits."""
-    turn_weights(m, by_source, between_sources(m), True)
+    turn(m, by_source, between_sources(m), True, False)
     m.turned = True
 
 
 cdef void show(Model *m, const real *by_source) noexcept nogil:
     """The network's arrays get what has been written since they were shown last."""
     if m.deferred and m.unwritten:
-        turn_back(m, by_source, between_sources(m))
+        turn(m, <real *>by_source, between_sources(m), True, True)
         m.unwritten = False
 
 

@@ -65,29 +65,19 @@ cdef inline Py_ssize_t slot(Model *m, Py_ssize_t t) noexcept nogil:
     return t % SLOTS
 
 
-cdef void to_places(Model *m, real *placed, const real *x) noexcept nogil:
-    """placed[place[p]] = x[p]."""
+cdef void by_place(Model *m, real *to, const real *x, bint back) noexcept nogil:
+    """to[place[p]] = x[p]; or `back`, to[p] = x[place[p]]."""
     cdef const int *run = m.runs
     cdef Py_ssize_t i, p
     if m.n_runs > m.n_rec // 8:  # short ones
         for p in range(m.n_rec):
-            placed[m.place[p]] = x[p]
+            if back:
+                to[p] = x[m.place[p]]
+            else:
+                to[m.place[p]] = x[p]
         return
     for i in range(m.n_runs):
-        memcpy(placed + run[1], x + run[0], run[2] * sizeof(real))
-        run += 3
-
-
-cdef void from_places(Model *m, real *x, const real *placed) noexcept nogil:
-    """x[p] = placed[place[p]]."""
-    cdef const int *run = m.runs
-    cdef Py_ssize_t i, p
-    if m.n_runs > m.n_rec // 8:
-        for p in range(m.n_rec):
-            x[p] = placed[m.place[p]]
-        return
-    for i in range(m.n_runs):
-        memcpy(x + run[0], placed + run[1], run[2] * sizeof(real))
+        memcpy(to + run[not back], x + run[back], run[2] * sizeof(real))
         run += 3
 
 
@@ -95,7 +85,7 @@ cdef void keep_h(Model *m, real *ring) noexcept nogil:
     """h of now for the steps to come."""
     cdef real *h = ring + slot(m, m.t) * m.n_places
     cdef Py_ssize_t i
-    to_places(m, h, <const real *>m.h)
+    by_place(m, h, <const real *>m.h, False)
     for i in range(0 if m.deferred else m.n_places):
         m.awake[i] = m.awake[i] << 1 | (h[i] != 0)
 

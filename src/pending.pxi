@@ -91,10 +91,10 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     share_out(m, False, 0, placed)
     if m.t < m.owed_until:
         feel(m, placed, <real *>m.own)
-    from_places(m, <real *>m.current, placed)
+    by_place(m, <real *>m.current, <const real *>placed, True)
     if m.t < m.owed_until and not m.autapses:
         if m.trace == TRACE_EXACT:
-            from_places(m, <real *>m.input, own)
+            by_place(m, <real *>m.input, own, True)
             own = <const real *>m.input
         for p in range(m.n_rec):
             (<real *>m.current)[p] += own[p] * z[p]
@@ -102,11 +102,6 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
 
 
 # ---------------------------------------------------------------- after a step
-
-cdef void place_eps(Model *m, real *placed) noexcept nogil:
-    """eps of now by place."""
-    to_places(m, placed, <const real *>m.eps + slot(m, m.t) * m.stride)
-
 
 cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, real *carry) noexcept nogil:
     """What this step's error says of the weights is added to what waits; `n_steps`: the most that a group
@@ -117,7 +112,7 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, r
     cdef real *carried
     memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
     if m.trace == TRACE_EXACT:
-        place_eps(m, <real *>m.eps_placed + s * P)
+        by_place(m, <real *>m.eps_placed + s * P, <const real *>m.eps + s * m.stride, False)
         memset(<real *>m.onto_h + s * m.n_drive, 0, m.n_drive * sizeof(real))
     if not learn:
         memset(local, 0, P * sizeof(real))
@@ -227,26 +222,6 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
         memset(<real *>m.own + first, 0, (units - first) * sizeof(real))
 
 
-cdef void chunk_terms(Model *m, Py_ssize_t n_steps, real *coef) noexcept nogil:
-    """What eps of each step of a chunk count for in the weights, (n_steps + 1, P), as `gradient_terms` has it."""
-    cdef Py_ssize_t P = m.n_places, n, a, i, first, last
-    cdef const real *local
-    cdef const real *h
-    cdef const real *onto
-    for n in range(n_steps + 1):
-        local, h = <const real *>m.local + slot(m, m.t - n) * P, <const real *>m.h_past + slot(m, m.t - n) * P
-        onto, first = <const real *>m.back_drive + n * m.n_drive, 0
-        memset(coef, 0, P * sizeof(real))
-        if n < n_steps and m.erred[slot(m, m.t - n)]:
-            memcpy(coef, local, P * sizeof(real))
-        for a in range((m.rank if m.type != NULL else 1) if n and m.trace == TRACE_EXACT else 0):
-            last = m.type_ends[a]
-            for i in range(first, last):
-                coef[i] += (onto[i] if m.type == NULL else onto[a]) * h[i]
-            first = last
-        coef += P
-
-
 cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
     """The end of a chunk of steps during which the weights stood still: with `learn` their update, and the traces after it."""
     cdef Py_ssize_t n_steps = m.t - m.since[0]
@@ -256,7 +231,7 @@ cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
         if m.trace == TRACE_EXACT:
             carry_back(m, n_steps, <real *>m.back)
             memcpy(m.carried, <real *>m.back + (SLOTS + n_steps) * m.rank, m.rank * sizeof(real))
-        chunk_terms(m, n_steps, coef)
+        gradient_terms(m, n_steps, coef)
         m.owed_until, m.unwritten = m.t, True
     write_group(m, 0, coef)
 
@@ -278,7 +253,7 @@ cdef void take_stock(Model *m, real *_) noexcept nogil:
     memset(m.eps_placed, 0, SLOTS * P * sizeof(real))
     memset(m.own, 0, P * sizeof(real))
     if m.trace == TRACE_EXACT:  # of now, the traces have not heard yet
-        place_eps(m, placed)
+        by_place(m, placed, <const real *>m.eps + s * m.stride, False)
         memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
         memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
         for i in range(P):

@@ -132,17 +132,17 @@ cdef Py_ssize_t tap_back(Model *m, const real *modulator) noexcept nogil:
 
 # ---------------------------------------------------------------- one block of units
 
-cdef void spread_drive(Model *m, real *out, const real *h, const real *drive, Py_ssize_t first, Py_ssize_t step) noexcept nogil:
-    """out[p] = h[p] drive[class of p] for the places p of every so many blocks: one class to a block, or to a place."""
-    cdef Py_ssize_t block = first
-    cdef bint each = m.type == NULL
-    while block < m.n_blocks:
-        times_four(out + block * ROWS, h + block * ROWS, drive + (block * ROWS if each else m.block_type[block]), each)
-        block += step
+cdef void spread_drive(Model *m, real *out, const real *h, const real *drive) noexcept nogil:
+    """out[i] = h[i] drive[class of the unit at place i]."""
+    cdef Py_ssize_t a, i, first = 0
+    for a in range(m.rank if m.type != NULL else 1):
+        for i in range(first, m.type_ends[a]):
+            out[i] = h[i] * (drive[i] if m.type == NULL else drive[a])
+        first = m.type_ends[a]
 
 
-cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps, Py_ssize_t first, Py_ssize_t step, real *coef) noexcept nogil:
-    """Terms and coefficients (., P) of the gradient of every so many blocks over the last steps: those of now first.
+cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps, real *coef) noexcept nogil:
+    """Terms and coefficients (., P) of the gradient over the last steps: those of now first.
 
     Of n steps ago: L h where there was an error to learn from, and in `exact` what modulators carry back to it.
     A block whose traces are younger uses fewer.  Online, there is no error but that of now.
@@ -150,14 +150,13 @@ cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps, Py_ssize_t first, P
     cdef Py_ssize_t P = m.n_places, n, p, s
     cdef const real *local
     cdef real *c
+    memset(coef, 0, (n_steps + 1) * P * sizeof(real))
     for n in range(n_steps + 1):
         s = slot(m, m.t - n)
         c = coef + n * P
         m.terms[n] = <real *>m.eps + s * m.stride
         if n and (m.trace == TRACE_EXACT or m.trace == TRACE_TAPS):
-            spread_drive(m, c, <real *>m.h_past + s * P, <real *>m.back_drive + n * m.n_drive, first, step)
-        else:
-            memset(c, 0, P * sizeof(real))
+            spread_drive(m, c, <real *>m.h_past + s * P, <real *>m.back_drive + n * m.n_drive)
         if m.erred[s] and (n == 0 or not m.online and n < n_steps and m.trace != TRACE_TAPS):
             local = <real *>m.local + s * P
             for p in range(P):
@@ -480,12 +479,10 @@ cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     cdef Py_ssize_t rank = m.rank if exact and m.since[group] else 0
     cdef const real *carry = <real *>m.back + (SLOTS + n_steps) * m.rank
     if not m.online and any_error(m, n_steps):
-        n_terms = gradient_terms(m, n_steps, group, m.n_groups, coef) - (not exact)
-        block = group
-        while block < m.n_blocks:
+        n_terms = gradient_terms(m, n_steps, coef) - (not exact)
+        for block in range(m.n_blocks):  # there is but one group
             own_terms(m, block, n_terms, coef)
             add_block(m, block, lazy_terms(m, block, n_terms, carry, coef), carry, rank)
-            block += m.n_groups
     if m.lazy:
         follow_awake(m, n_steps, <real *>m.always)
     elif exact:
@@ -596,7 +593,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     if learn:
         for p in range(n):
             learned[p] = scale * signal[p] * h[p]
-        to_places(m, local, learned)
+        by_place(m, local, learned, False)
         if r and not summed:
             matvec(modulator, <const real *>m.u, local, r, m.n_places)
     if summed:
@@ -609,7 +606,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     if m.trace == TRACE_TAPS and learn:
         n_steps = tap_back(m, modulator)
     if m.trace == TRACE_TAPS and not m.online:
-        gradient_terms(m, n_steps, 0, 1, coef)
+        gradient_terms(m, n_steps, coef)
         for block in range(m.n_blocks if learn else 0):
             add_block(m, block, n_steps + 1, <real *>NULL, 0)
         m.since[0] = m.t
@@ -651,7 +648,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     line_up(<real *>m.edge, <const real *>m.pre, n)
     if refresh:
         memset(m.column_sums, 0, r * n * sizeof(real))
-    gradient_terms(m, n_steps if exact or m.trace == TRACE_TAPS else 0, 0, 1, coef)
+    gradient_terms(m, n_steps if exact or m.trace == TRACE_TAPS else 0, coef)
     descend_blocks(m, due, n_steps, <real *>m.column_sums if refresh else NULL, coef)
     m.ahead = True
     if refresh:
