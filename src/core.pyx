@@ -7,6 +7,7 @@ from importlib import import_module
 import numpy as np
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.number cimport PyNumber_Index
 from cpython.ref cimport PyObject
 from libc.string cimport memcpy, memset
@@ -403,8 +404,8 @@ cdef class Engine(_Arrangement):
                      pool, int threads) except? -1:
         """`run`, of a stretch that begins at step `first`."""
         cdef Trials trial = self._trials(xs, target, label, mask)
-        cdef bint chunked = chunk > 0 and self.m.online
-        cdef int status
+        cdef bint chunked = chunk > 0 and self.m.online, sparse = False
+        cdef int status = DIVERGED
         cdef unsigned long long fp
         trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
@@ -421,17 +422,19 @@ cdef class Engine(_Arrangement):
                 fp = mpf_flush()
                 status = self.kernels.run(&self.m, &trial)
                 mpf_unflush(fp)
-            self._dismiss_team()
-            if chunked:
-                if status != OK:
-                    self.clear()
-                self._by_chunks(False, self._usual_window())
-            if sparse:
-                self._pack()
-            self._tell_writes()
+            PyErr_CheckSignals()  # Ctrl-C shows here, not where weights are moved
         finally:
             self._dismiss_team()
-            mpf_release(&self.busy)
+            try:
+                if chunked and not self.m.online:
+                    if status != OK:
+                        self.clear()
+                    self._by_chunks(False, self._usual_window())
+                if sparse and not self.m.sparse:
+                    self._pack()
+                self._tell_writes()
+            finally:
+                mpf_release(&self.busy)
         trial.steps_done += first
         self._check(status, &trial)
         if self.m.unstable and self.on_unstable is not None:

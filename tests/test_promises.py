@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import signal
 import threading
 import warnings
 import weakref
@@ -500,6 +501,22 @@ def test_memory_that_runs_out_leaves_a_learner_that_works(monkeypatch):
     del held
     learner.step(xs[20], targets[20])
     assert all(np.isfinite(w).all() for w in learner.network.weights.values())
+
+
+@pytest.mark.parametrize("chunk", [1, 32])
+@pytest.mark.parametrize("masked", [False, True])
+def test_ctrl_c_in_a_run_leaves_a_learner_that_has_made_it(masked, chunk):
+    mask = np.random.default_rng(0).random((300, 300)) < 0.1 if masked else None
+    nets = [mf.Network(2, 300, 2, mask=mask, gain=0.5, rng=np.random.default_rng(0)) for _ in range(2)]
+    one, other = (mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(1e-4)) for net in nets)
+    xs, targets = draw(40_000)
+    other.run(xs, targets, chunk=chunk)
+    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        one.run(xs, targets, chunk=chunk)
+    for each in (one, other):
+        each.run(xs[:10], targets[:10])
+    assert same_bits(one.network.weights, other.network.weights)
 
 
 def test_threads_that_cannot_start_leave_a_learner_that_works():
