@@ -58,7 +58,6 @@ class Latency:
 @disjoint_base
 class Engine:
     GRADIENT: ClassVar[tuple[str, str, str]]
-    ADDRESSES: ClassVar[tuple[str, str, str]]
     since_plan: int
     def __init__(
         self,

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks
+from .compare import IN_A_ROW, extras
 from .files import read_npz, write_npz, write_whole
 from .learner import Learner
 from .network import Network
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 TASKS = {"delayed-xor": DelayedXOR}  # of all tasks, those that the setting of Config is for
 EVALUATE_EVERY = 20  # iterations, as in the released code
 CRITERION = 0.95  # accuracy that counts as learned once reached
-IN_A_ROW = 5  # evaluations one after the other
 
 
 def _option(default: Any, text: str) -> Any:
@@ -316,13 +316,7 @@ def train(
     KeyboardInterrupt
         After Ctrl-C, once the iteration under way is done and a checkpoint is written. A second Ctrl-C stops at once.
     """
-    try:
-        from tqdm import tqdm
-
-        from . import plot
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"train needs {error.name}: pip install 'modprop_fast[train]'") from error
-
+    tqdm, plot = extras("train")
     out = Path(out)
     if out.exists() and not resume:
         raise FileExistsError(f"out: expected a folder that does not exist (or resume), got {out}")

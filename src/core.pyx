@@ -153,8 +153,6 @@ cdef class Engine(_Arrangement):
 
     # ------------------------------------------------------------ copies
 
-    ADDRESSES = ("terms", "w_rows", "keep_rows")
-
     def snapshot(self) -> dict:
         """All that a step reads or leaves behind, as copies; no addresses."""
         cdef Model *m = &self.m
@@ -164,7 +162,7 @@ cdef class Engine(_Arrangement):
         m.ahead = m.counted = m.turned = False  # nor in the copy: the weights may have been written into since the last step
         numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
                    m.deferred, m.owed_until, self.since_plan, m.lazy, m.always_from)
-        arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in self.ADDRESSES}
+        arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in ("terms", "w_rows", "keep_rows")}
         return {"numbers": numbers, "sparse": m.sparse, "arrays": arrays}
 
     def take_over(self, snapshot):
@@ -440,11 +438,6 @@ cdef class Engine(_Arrangement):
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
         return self.m.loss_sum
-
-    @property
-    def shares_rows(self) -> bool:
-        """Whether `run` can use several threads."""
-        return self._shares_rows()
 
     cdef _call_team(self, pool, int threads):
         """Threads of the pool that wait for their parts."""

@@ -234,7 +234,7 @@ cdef class _Memory:
         masked = N * (self.network.mask is not None and not m.sparse)
         connections = len(self.constants["columns"]) if m.sparse else 0
         driven = S * (exact or m.n_taps > 0)
-        threads = TEAM if self._shares_rows() else 1
+        threads = TEAM if self.shares_rows else 1
         self._own(self.network.dtype, self.arrays, [
             # state
             ("pre", (Q,), <size_t>&m.pre), ("v", (N,), <size_t>&m.v), ("h", (N,), <size_t>&m.h),
@@ -278,7 +278,9 @@ cdef class _Memory:
         if masked:
             self.arrays["keep"][:] = self.network.mask
 
-    cdef bint _shares_rows(self):
+    @property
+    def shares_rows(self) -> bool:
+        """Whether `run` can use several threads."""
         return self.m.may_defer and self.m.n_rec >= TEAM_FROM
 
     # ------------------------------------------------------------ what it is of

@@ -1,6 +1,6 @@
 """The one struct that the engine and its kernels share.
 
-``core.pyx`` allocates every array once, in one block, and writes its address here; the kernels read
+``memory.pxi`` allocates every array once, in one block, and writes its address here; the kernels read
 sizes and addresses from here and own nothing.  Arrays are of the network's dtype (`real`), C-contiguous.
 
     N = n_rec          units

@@ -116,6 +116,7 @@ def test_connections_alone_learn_the_same(problem, rule, events):
                     held, sparse = None, copy.deepcopy(sparse) if t % 2 else pickle.loads(pickle.dumps(sparse))
                 both = dense, sparse
             elif event == "tell":
+                sparse.network.settle()
                 sparse.weights_changed()
             else:
                 sparse._engine.window = t % 31 + 1
