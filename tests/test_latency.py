@@ -46,3 +46,19 @@ def test_bad_input():
     assert not latency.on
     with pytest.raises(ValueError, match=r"q: expected a percentage in \[0, 100\], got 101"):
         latency.percentile(101)
+
+
+def test_a_known_list_of_times():
+    latency = make().latency
+    latency.start(deadline=50.5e-6)
+    for i in range(1, 101):
+        latency.note(1000 * i)
+    assert (latency.count, latency.misses, latency.max) == (100, 50, pytest.approx(100e-6))
+    for q in (1, 25, 50, 90, 99):
+        assert q * 1e-6 <= latency.percentile(q) <= 1.035 * q * 1e-6, q
+    assert (latency.p50, latency.p99) == (latency.percentile(50), latency.percentile(99))
+    latency.start()
+    latency.note(5)
+    latency.note(2_000_000)  # more than any before
+    latency.note(2_000_000)
+    assert latency.percentile(0) == pytest.approx(5e-9) and 2e-3 <= latency.p50 == latency.p99 == latency.max
