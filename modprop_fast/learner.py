@@ -287,6 +287,7 @@ class Learner:
         FloatingPointError
             If the norm of the gradient, or a weight after the update, is not finite; nothing has changed.
         """
+        self._engine.must_be_idle("apply")
         self._update(self.accumulated)
         self._engine.clear()
         self._follow_update()
@@ -577,6 +578,7 @@ class Learner:
         ValueError
             If the names or shapes differ from this learner's; nothing has changed.
         """
+        self._engine.must_be_idle("restore")
         own = self.state()
         if state.keys() != own.keys():
             raise ValueError(f"state: expected {', '.join(sorted(own))}, got {', '.join(sorted(state))}")

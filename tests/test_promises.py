@@ -452,7 +452,8 @@ def test_another_thread_is_refused_by_every_call():
     calls = {
         "fit_trials": lambda: learner.fit_trials(*trials), "gradient": lambda: learner.gradient(*trials),
         "evaluate": lambda: learner.evaluate(*trials), "reset": learner.reset, "weights_changed": learner.weights_changed,
-        "accumulated": learner.apply, "state": lambda: learner.restore(state), "run": lambda: learner.run(*draw(5)),
+        "apply": learner.apply, "accumulated": lambda: learner.accumulated, "state": learner.state,
+        "restore": lambda: learner.restore(state), "run": lambda: learner.run(*draw(5)),
         "copy": lambda: copy.deepcopy(learner),
     }  # fmt: skip
     thread = threading.Thread(target=learner.run, args=(xs, targets))
