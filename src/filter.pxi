@@ -6,15 +6,15 @@ cdef void means_of_types(Model *m) noexcept nogil:
     cdef Py_ssize_t a, b, r = m.rank
     for a in range(r):
         for b in range(r):
-            m.means[a * r + b] = m.type_sums[a * r + b] / (m.type_size[a] * m.type_size[b])
+            m.means[a * r + b] = m.type_sums[a * r + b] * (m.type_share[a] * m.type_share[b])
 
 
 cdef void means_from_sums(Model *m, const real *sums) noexcept nogil:
-    """M from (r, N) sums over the rows of each type."""
+    """M from (r, Q) sums over the rows of each type."""
     cdef Py_ssize_t a, b, r = m.rank
     cdef real *total = <real *>m.old
     for a in range(r):
-        matvec(total, <const real *>m.membership, sums + a * m.n_rec, r, m.n_rec)
+        matvec(total, <const real *>m.membership, sums + a * m.stride, r, m.stride)
         for b in range(r):
             m.type_sums[a * r + b] = total[b]
     means_of_types(m)

@@ -183,7 +183,8 @@ cdef class _Memory:
             ("turning", np.zeros(P, np.intc), <size_t>&m.turning),
         ])
         self._own(np.float64, self.constants, [
-            ("size", (r,), <size_t>&m.type_size), ("mu", (r,), <size_t>&m.type_mu), ("means", (r, r), <size_t>&m.means),
+            ("size", (r,), <size_t>&m.type_size), ("share", (r,), <size_t>&m.type_share),
+            ("mu", (r,), <size_t>&m.type_mu), ("means", (r, r), <size_t>&m.means),
             ("power", (3, r, r), <size_t>&m.power), ("type_sums", (r, r), <size_t>&m.type_sums),
             ("trace_sums", (r, r, r), <size_t>&m.trace_sums), ("step_sums", (8, r), <size_t>&m.step_sums),
         ])
@@ -244,7 +245,7 @@ cdef class _Memory:
             ("past_K", (past, r, r), <size_t>&m.past_K), ("past_drive", (past, D, r), <size_t>&m.past_drive),
             ("h_sum", (N * self.plan.measures_h,), <size_t>&m.h_sum), ("sources", (S * (m.exact_steps > 0), Q), <size_t>&m.sources),
             # of a step
-            ("current", (self._whole_lines(N),), <size_t>&m.current), ("input", (N,), <size_t>&m.input), ("y", (n_out,), <size_t>&m.y),
+            ("current", (self._whole_lines(N),), <size_t>&m.current), ("input", (Q,), <size_t>&m.input), ("y", (n_out,), <size_t>&m.y),
             ("error", (n_out,), <size_t>&m.error), ("signal", (N,), <size_t>&m.signal),
             ("class_rows", (r * mean, Q), <size_t>&m.class_rows), ("class_sums", (r * mean, Q), <size_t>&m.class_sums),
             ("power_K", (S + 1, r, r), <size_t>&m.power_K), ("always", (lazy, r, Q), <size_t>&m.always),
@@ -267,9 +268,9 @@ cdef class _Memory:
             ("type_lanes", (r, r, LANES * (connections > 0 and types)), <size_t>&m.type_lanes),
             # modulation
             ("factor", (P,), <size_t>&m.factor), ("u", (r, P), 0), ("u_by_source", (r, self._n_places_by_source()), 0),
-            ("factor_of", (r, self._n_places_by_source()), <size_t>&m.factor_of), ("factor_by_unit", (r, N), <size_t>&m.factor_by_unit),
-            ("factor_sums", (r,), <size_t>&m.factor_sums), ("column_sums", (r, N), <size_t>&m.column_sums),
-            ("membership", (r, N), <size_t>&m.membership), ("K", (r, r), <size_t>&m.K), ("drive", (D, r), <size_t>&m.drive),
+            ("factor_of", (r, self._n_places_by_source()), <size_t>&m.factor_of), ("factor_by_unit", (r, Q), <size_t>&m.factor_by_unit),
+            ("factor_sums", (r,), <size_t>&m.factor_sums), ("column_sums", (r, Q), <size_t>&m.column_sums),
+            ("membership", (r, Q), <size_t>&m.membership), ("K", (r, r), <size_t>&m.K), ("drive", (D, r), <size_t>&m.drive),
             ("class_drive", (r, r), <size_t>&m.class_drive), ("readout", (r, P), <size_t>&m.readout), ("self_drive", (2, r), <size_t>&m.self_drive),
             # gradient
             ("grad", (kept, Q), <size_t>&m.grad), ("grad_w_out", (n_out, kept), <size_t>&m.grad_w_out), ("grad_b_out", (n_out,), <size_t>&m.grad_b_out),
@@ -341,6 +342,7 @@ cdef class _Memory:
         self._set_factor(1 if plan.hbar is None else plan.hbar)
         if plan.types is not None:
             c["size"][:] = np.bincount(plan.types, minlength=m.rank)
+            c["share"][:] = 1 / c["size"]
             c["mu"][:] = plan.mu
             a["membership"][plan.types, np.arange(m.n_rec)] = 1
             a["u"][plan.types, c["place"]] = a["u_by_source"][plan.types, c["place_by_source"]] = 1

@@ -78,6 +78,7 @@ ctypedef struct Model:
     bint shared               # somebody holds these, or did at the last step: write at every step
     Py_ssize_t owed_until     # step after which every group has been brought up to date with the last error
     bint summed               # `class_sums` holds something
+    bint sums_too             # and what is written now gets it
     bint summed_awake         # `awake_sums` is of the steps at hand
     bint lazy                 # `traces` are what differs from those of units always awake, or at rest: see lazy.pxi
     bint autapses
@@ -115,6 +116,7 @@ ctypedef struct Model:
     int *type                 # (N,) or NULL: low rank
     int *drive_class          # (N,) which drive a unit has: its type, or its place
     double *type_size         # (r,) n[b]
+    double *type_share        # (r,) 1 / n[b]
     double *type_mu           # (r,) mu per type
     double *means             # (r, r) M[a, b]
     double *power             # (3, r, r) scratch
@@ -124,13 +126,13 @@ ctypedef struct Model:
     bint one_tap              # MDGL: the filter forgets at once, K = 0
     void *factor              # (P,) of the `mean` factor by place: 1 (class_drive holds mu), or hbar; 0 where there is no unit
     void *factor_of           # (r, P) the same, 0 for units of other types; by source
-    void *factor_by_unit      # (r, N) the same
+    void *factor_by_unit      # (r, Q) the same, and 0 for sources that are not units
     void *factor_sums         # (r,) over the units of each type
     bint running              # hbar
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
-    void *column_sums         # (r, N) sum of W[p, :] over the units p of each type
+    void *column_sums         # (r, Q) sum of W[p, :] over the units p of each type
     void *u                   # (r, P) U^T; one-hot membership for types
-    void *membership          # (r, N) the same by unit, for types
+    void *membership          # (r, Q) the same by source, for types
     void *K                   # (r, r) filter of the traces
     void *drive               # (D, r) (1-k) V[a, p]
     void *class_drive         # (r, r) drive of each class of the `mean` factor
@@ -177,8 +179,8 @@ ctypedef struct Model:
     void *counts              # (threads, 3 S STRETCH_WRITTEN LANES) scratch of `prepare`
     int *type_ends            # (r,) places before which those of a type end, where there are types
     double *type_sums         # (r, r) [post, pre] sums of W over types
-    double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces; `mean`: [class, modulator, pre]
-    double *step_sums         # (8, r) see `sum_step` and `sum_mean`
+    double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces of `exact`
+    double *step_sums         # (8, r) see `sum_step`
 
     # few connections
     Py_ssize_t *starts        # (P + 1,) where the connections of the unit at each place begin
@@ -194,12 +196,12 @@ ctypedef struct Model:
 
     # what one step computes on its way
     void *current             # (N,) recurrent input W z_{t-1}
-    void *input               # (N,) W_in x_t
+    void *input               # (Q,) W_in x_t, and zeros
     void *y                   # (n_out,)
     void *error               # (n_out,) dE/dy
     void *signal              # (N,) L = dE/dz
     void *class_rows          # (r, Q) sum_a m[a] traces[c, a, :]
-    void *class_sums          # (r, Q) their sum over the steps since the gradient was last complete, or since each source was written
+    void *class_sums          # (r, Q) their sum over the steps since the gradient, or the weights, were last complete
     void *power_K             # (S + 1, r, r) K_t .. K_{t-n+1}: what n steps make of a trace; the last: scratch
     void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
     void *awake_sums          # (r types, r, Q) see `sum_awake`; NULL where h is not 0 or 1, or units have no types

@@ -11,8 +11,8 @@
 # one group of sources up to date, in turn, by one update of rank `window`.
 #
 # It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.
-# The rows of the `mean` factor by types wait as their sum over the steps that a source lags behind.  The type
-# means of W follow from sums over types of R, h and eps, without a look at W.
+# Of the `mean` factor by types all is of rank r, a row for each type: these rows are summed up and need not be written
+# before the weights are asked for.  The type means of W follow from sums over types of R, h and eps, without a look at W.
 #
 # In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.  A chunk
 # of more steps than `window` is written every so many, but for the weights, which stand by themselves until its end.
@@ -56,10 +56,12 @@ cdef void dot_added(Model *m, real *out, Py_ssize_t n_ages) noexcept nogil:
 cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
     """What the last steps' errors take from the products with s_t."""
     cdef Py_ssize_t P = m.n_places, n, s, a
-    cdef Py_ssize_t n_ages = min(m.window if m.trace == TRACE_EXACT else m.window - 1, m.t + 1)  # a group lags less than `window`
+    cdef Py_ssize_t n_ages = 0
     cdef real *dots = <real *>m.eps_dots
     cdef real *added = dots + SLOTS + ROWS
     cdef Waiting it
+    if m.t < m.owed_until:  # a group lags less than `window`
+        n_ages = min(m.window if m.trace == TRACE_EXACT else m.window - 1, m.t + 1)
     for n in range(n_ages):
         s = slot(m, m.t - n)
         m.terms[n] = <real *>m.eps_owed + s * m.stride
@@ -82,22 +84,31 @@ cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
 
 cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     """current = ([W | W_in | b] with all that waits) s_t, for the step to come: m.t is still that of the last."""
-    cdef Py_ssize_t p
+    cdef Py_ssize_t p, a
+    cdef bint waits = m.t < m.owed_until or (m.summed and not m.frozen)
+    cdef real *current = <real *>m.current
     cdef const real *own = <const real *>m.own
     cdef const real *z = <const real *>m.pre
+    cdef const real *factor = <const real *>m.factor_by_unit
+    cdef const real *row = <const real *>m.class_sums
     if not m.turned:
         bring_in(m, <real *>m.by_source)
     list_sources(m, z)
     share_out(m, False, 0, placed)
-    if m.t < m.owed_until:
+    if waits:
         feel(m, placed, <real *>m.own)
-    by_place(m, <real *>m.current, <const real *>placed, True)
-    if m.t < m.owed_until and not m.autapses:
+    by_place(m, current, <const real *>placed, True)
+    if waits and not m.autapses:
         if m.trace == TRACE_EXACT:
             by_place(m, <real *>m.input, own, True)
             own = <const real *>m.input
         for p in range(m.n_rec):
-            (<real *>m.current)[p] += own[p] * z[p]
+            current[p] += own[p] * z[p]
+        for a in range(m.rank if m.trace == TRACE_MEAN else 0):
+            for p in range(m.n_rec):
+                current[p] += factor[p] * row[p] * z[p]
+            factor += m.stride
+            row += m.stride
     m.driven = True
 
 
@@ -163,9 +174,9 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
     n = it.n_terms
     while line < last:
         end, it.n_terms = min(end_of_part(m, line, &of, &it.type), last), n
-        if m.trace == TRACE_MEAN and last - line <= FEW_LINES:
+        if m.sums_too and last - line <= FEW_LINES:
             end, of = last, TWO_TYPES
-        for a in range(m.rank if m.trace == TRACE_MEAN else 0):
+        for a in range(m.rank if m.sums_too else 0):
             if of == TWO_TYPES or a == it.type:
                 it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.class_sums + a * Q, <real *>m.factor_of + a * P
                 it.n_terms += 1
@@ -176,8 +187,11 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
         line = end
 
 
-cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
-    """Bring the weights and the traces of one group of sources up to date; `coef`: if they were frozen, what eps count for in the weights."""
+cdef void write_group(Model *m, Py_ssize_t group, bint whole, real *coef) noexcept nogil:
+    """Bring the weights and the traces of one group of sources up to date; `whole`: with `class_sums`.
+
+    `coef`: if they were frozen, what eps count for in the weights.
+    """
     cdef Py_ssize_t P = m.n_places, Q = m.stride, rank = m.rank if m.trace == TRACE_EXACT else 0, n_steps = m.t - m.since[group]
     cdef Py_ssize_t first = m.bounds[group], last = m.bounds[group + 1], units = min(last, m.n_rec), n, p, a, at, apart = (1 + rank) * P
     cdef bint owed = m.since[group] < m.owed_until
@@ -187,7 +201,9 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
     cdef real *owed_row
     if m.autapses:
         units = first
-    if rank or owed:
+    whole = whole and m.summed
+    m.sums_too = whole and (owed or not m.frozen)  # else of a chunk that came to no end
+    if rank or owed or m.sums_too:
         for p in range(first, units):
             kept[p] = rows[p * apart + m.place[p]]
         share_out(m, True, group, coef)
@@ -198,7 +214,7 @@ cdef void write_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
                 rows[at + a * P] = 0
     if m.trace == TRACE_EXACT:
         memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
-    for a in range(m.rank if m.trace == TRACE_MEAN else 0):
+    for a in range(m.rank if whole else 0):
         memset(<real *>m.class_sums + a * Q + first, 0, (last - first) * sizeof(real))
     m.since[group] = m.t
     if m.frozen:  # nothing else of it was felt
@@ -233,7 +249,8 @@ cdef void write_chunk(Model *m, bint learn, real *coef) noexcept nogil:
             memcpy(m.carried, <real *>m.back + (SLOTS + n_steps) * m.rank, m.rank * sizeof(real))
         gradient_terms(m, n_steps, coef)
         m.owed_until, m.unwritten = m.t, True
-    write_group(m, 0, coef)
+    write_group(m, 0, True, coef)
+    m.summed = False
 
 
 cdef void write_within_chunk(Model *m, real *coef) noexcept nogil:
@@ -261,8 +278,6 @@ cdef void take_stock(Model *m, real *_) noexcept nogil:
     if not m.follows:
         return
     sum_weights(m, <real *>m.old)
-    if m.trace == TRACE_MEAN:
-        take_stock_of_mean(m, <const real *>m.eps + s * m.stride)
     if m.trace != TRACE_EXACT:
         return
     sum_step(m, <real *>m.old)

@@ -22,112 +22,58 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
         of_type += P
 
 
-cdef inline void sum_traces(Model *m, const real *K, const real *drive, Py_ssize_t b, double eps, double weighted, Py_ssize_t r) noexcept nogil:
-    """The sums of the traces of `mean` over type b, which obey the traces' own recursion; eps and factor eps: of a step ago."""
-    cdef double *T = m.trace_sums + b  # (r, r, r) [class, modulator, pre]
-    cdef double *own = m.step_sums + (3 + b) * r  # [modulator] of factor times the traces of class b
-    cdef double mixed[2]
-    cdef Py_ssize_t a, c, d
-    for a in range(r):
-        for c in range(r):
-            mixed[c] = drive[a * r + c] * eps
-            for d in range(r):
-                mixed[c] += K[c * r + d] * T[(a * r + d) * r]
-        for c in range(r):
-            T[(a * r + c) * r] = mixed[c]
-    for c in range(r):
-        mixed[c] = drive[b * r + c] * weighted
-        for d in range(r):
-            mixed[c] += K[c * r + d] * own[d]
-    for c in range(r):
-        own[c] = mixed[c]
+cdef inline void sum_class(vec *s, const vec *row, const vec *eps, const vec *learned, const vec *own, const vec *factor, const vec *other,
+                           const void *modulator, const void *factor_sum, Py_ssize_t n_lines, bint autapses) noexcept nogil:
+    """s (64 bytes) = lanes of what an error takes from the sum of W over a class and its own type of sources, without a diagonal;
+    and behind it, from that over the class and the other type, if there is one."""
+    cdef Py_ssize_t of = in_64_bytes(s), line, k, q = 0
+    cdef vec m = spread(s, modulator, 0), n = spread(s, factor_sum, 0), g, x
+    for k in range(2 * of):
+        s[k] = spread(s, &ZERO, 0)
+    for line in range(n_lines):
+        for k in range(of):
+            g = madd(m * eps[q], n, row[q])
+            x = own[q] * g
+            if not autapses:
+                x -= madd(own[q] * learned[q] * eps[q], factor[q], row[q])
+            s[k] += x
+            if other != NULL:
+                s[of + k] = madd(s[of + k], other[q], g)
+            q += 1
 
 
-cdef void sum_mean(Model *m, const real *learned, real *scratch) noexcept nogil:
-    """`mean`, r <= 2, over each type: eps and factor eps of now, the traces, and of an error L h, the modulators, and L h eps.
+cdef void class_vectors(vec *s, const Model *m, Py_ssize_t a, const vec *learned, const vec *eps, const void *modulator,
+                        const void *factor_sum) noexcept nogil:
+    cdef Py_ssize_t n_lines = m.stride // LANES * per_line(s) // in_64_bytes(s), n = n_lines * in_64_bytes(s)
+    cdef const vec *own = <const vec *>m.membership + a * n
+    cdef const vec *other = <const vec *>m.membership + (1 - a) * n if m.rank == 2 else NULL
+    cdef const vec *factor = <const vec *>m.factor_by_unit + a * n
+    cdef const vec *row = <const vec *>m.class_rows + a * n
+    if m.autapses:
+        sum_class(s, row, eps, learned, own, factor, other, modulator, factor_sum, n_lines, True)
+    else:
+        sum_class(s, row, eps, learned, own, factor, other, modulator, factor_sum, n_lines, False)
 
-    step_sums: eps (r,), factor eps (r,), L h eps (r,), factor traces (r, r); trace_sums: traces.
-    """
-    cdef Py_ssize_t n = m.n_rec, r = m.rank, a, b, p
-    cdef double *sums = m.step_sums
+
+cdef void learn_sums(Model *m, const real *learned) noexcept nogil:
+    """`mean`, r <= 2: what this step's error takes from the sums over types of W."""
+    cdef Py_ssize_t L = 16 if real is float else 8, r = m.rank, a
     cdef const real *eps = <const real *>m.eps + slot(m, m.t) * m.stride
-    cdef const real *factor = <const real *>m.factor_by_unit
-    cdef const real *of_type = <const real *>m.membership
-    cdef real *modulator = <real *>m.modulator + slot(m, m.t) * r
-    cdef real *weighted = scratch + n
-    cdef real out[ROWS]
-    cdef real edge[16]
-    for p in range(n):
-        scratch[p] = learned[p] * eps[p]
-    for p in range(n if m.running else 0):
-        weighted[p] = factor[p] * eps[p]
-    for a in range(1, r if m.running else 0):
-        for p in range(n):
-            weighted[p] += factor[a * n + p] * eps[p]
-    for b in range(r):
-        if r == 2 and m.follows:
-            sum_traces(m, <const real *>m.K, <const real *>m.class_drive, b, sums[b], sums[r + b], 2)
-        elif m.follows:
-            sum_traces(m, <const real *>m.K, <const real *>m.class_drive, b, sums[b], sums[r + b], 1)
-        if n % (16 if real is float else 8):
-            line_up(&edge[0], of_type, n)
-        dot_rows(&out[0], learned, scratch, eps, weighted if m.running else eps, of_type, &edge[0], n)
-        modulator[b], sums[2 * r + b], sums[b], sums[r + b] = out[0], out[1], out[2], out[3]
-        of_type += n
-
-
-cdef inline void learn_sums(Model *m, const real *modulator, const real *factor_sums, Py_ssize_t r) noexcept nogil:
-    """What this step's error takes from the sums over types of W."""
-    cdef const double *sums = m.step_sums
-    cdef double change
-    cdef Py_ssize_t a, b, c
+    cdef const real *modulator = <const real *>m.modulator + slot(m, m.t) * r
+    cdef const real *factor_sums = <const real *>m.factor_sums
+    cdef f32v s_f32[2 * LANES]
+    cdef f64v s_f64[2 * LANES]
+    cdef real *s
     for a in range(r):
-        for b in range(r):
-            change = 0
-            for c in range(r):
-                change += modulator[c] * m.trace_sums[(a * r + c) * r + b]
-            change = modulator[a] * sums[b] + factor_sums[a] * change
-            if a == b and not m.autapses:
-                change -= sums[2 * r + b]
-                for c in range(r):
-                    change -= modulator[c] * sums[(3 + b) * r + c]
-            m.type_sums[a * r + b] -= change
-
-
-cdef void follow_mean(Model *m, real *own) noexcept nogil:
-    """The diagonal of what waits, and the sums over types of W, after this step's error."""
-    cdef Py_ssize_t n = m.n_rec, r = m.rank, a, p
-    cdef const real *modulator = <real *>m.modulator + slot(m, m.t) * r
-    cdef const real *factor = <const real *>m.factor_by_unit
-    cdef const real *row = <const real *>m.class_rows
-    for a in range(r):
-        for p in range(n):
-            own[p] += factor[p] * row[p]
-        factor += n
-        row += m.stride
-    if r == 2 and m.follows:
-        learn_sums(m, modulator, <const real *>m.factor_sums, 2)
-    elif m.follows:
-        learn_sums(m, modulator, <const real *>m.factor_sums, 1)
-
-
-cdef void take_stock_of_mean(Model *m, const real *eps) noexcept nogil:
-    """The sums that `sum_mean` keeps up, from eps of now and the traces themselves."""
-    cdef Py_ssize_t n = m.n_rec, r = m.rank, a, b, c, p
-    cdef const real *factor = <const real *>m.factor_by_unit
-    cdef const real *trace
-    memset(m.step_sums, 0, 8 * r * sizeof(double))
-    memset(m.trace_sums, 0, r * r * r * sizeof(double))
-    for p in range(n):
-        b = m.type[p]
-        m.step_sums[b] += eps[p]
-        m.step_sums[r + b] += factor[b * n + p] * eps[p]
-        for a in range(r):
-            for c in range(r):
-                trace = <const real *>m.traces + (a * r + c) * m.stride
-                m.trace_sums[(a * r + c) * r + b] += trace[p]
-                if a == b:
-                    m.step_sums[(3 + a) * r + c] += factor[a * n + p] * trace[p]
+        if real is float:
+            s = <real *>&s_f32[0]
+            class_vectors(&s_f32[0], m, a, <const f32v *>learned, <const f32v *>eps, modulator + a, factor_sums + a)
+        else:
+            s = <real *>&s_f64[0]
+            class_vectors(&s_f64[0], m, a, <const f64v *>learned, <const f64v *>eps, modulator + a, factor_sums + a)
+        m.type_sums[a * r + a] -= fold(s)
+        if r == 2:
+            m.type_sums[a * r + 1 - a] -= fold(s + L)
 
 
 cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
@@ -161,19 +107,18 @@ cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
 cdef void sum_rows_by_type(Model *m, const real *w) noexcept nogil:
     """column_sums: of W, over the units of each type."""
     cdef Py_ssize_t n = m.n_rec, p
-    memset(m.column_sums, 0, m.rank * n * sizeof(real))
+    memset(m.column_sums, 0, m.rank * m.stride * sizeof(real))
     for p in range(n):
-        axpy(<real *>m.column_sums + m.type[p] * n, <real>1, w + p * n, n)
+        axpy(<real *>m.column_sums + m.type[p] * m.stride, <real>1, w + p * n, n)
 
 
 cdef void sum_weights(Model *m, real *scratch) noexcept nogil:
     """type_sums from weights by source: what would be heard of all sources of a type at 1, summed over the places of each."""
-    cdef Py_ssize_t r = m.rank, n = m.n_rec, a, b
+    cdef Py_ssize_t r = m.rank, a, b
     cdef real *total = scratch
     cdef real *s = scratch + m.stride
-    memset(s + n, 0, (m.stride - n) * sizeof(real))
     for b in range(r):
-        memcpy(s, <const real *>m.membership + b * n, n * sizeof(real))
+        memcpy(s, <const real *>m.membership + b * m.stride, m.stride * sizeof(real))
         list_by(m, s, <real *>m.heard_count, 0)
         share_out(m, False, 0, s)
         matvec(total, <const real *>m.u, <const real *>m.placed, r, m.n_places)

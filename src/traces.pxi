@@ -346,7 +346,7 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
             own_terms(m, block, 1, coef)
             tile.n_terms = class_terms(m, block, 1, <real *>m.class_rows, coef)
         if sums != NULL:
-            tile.sums = sums + m.block_type[block] * m.n_rec
+            tile.sums = sums + m.block_type[block] * m.stride
         if m.trace != TRACE_NONE or c[0] != 0 or c[1] != 0 or c[2] != 0 or c[3] != 0:
             descend(&tile, &fix[0])
             descend_rest(m, &tile, unit, <real *>tile.sums)
@@ -445,7 +445,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef real *rows = <real *>m.class_rows
     cdef real *sums = NULL
     if learn and (m.deferred or not m.online):
-        sums, m.summed = <real *>m.class_sums, not m.deferred
+        sums, m.summed = <real *>m.class_sums, True
     for c in range(r):
         if real is float:
             mean_vectors(<f32v *>(G + c * r * Q), m, c, <const f32v *>eps_before, <f32v *>(rows + c * Q), <f32v *>sums, learn)
@@ -554,8 +554,9 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
         if m.follows and m.trace == TRACE_EXACT:
             filter_powers(m, n_steps, <real *>m.power_K)
         for group in range(m.n_groups):
-            if m.since[group] < m.t:
-                write_group(m, group, coef)
+            if m.since[group] < m.t or m.summed:
+                write_group(m, group, True, coef)
+        m.summed = False
         go_on(m, False, <real *>m.by_source, <const real *>m.still)  # of a chunk that came to no end
         return
     if n_steps:
@@ -583,7 +584,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     cdef real *learned = <real *>m.input
     cdef const real *h = <const real *>m.h
     cdef real scale = <real>m.lr if m.online or m.frozen else 1
-    cdef bint refresh, exact = m.trace == TRACE_EXACT, summed = m.trace == TRACE_MEAN and m.deferred and m.online
+    cdef bint refresh, exact = m.trace == TRACE_EXACT
     m.erred[s] = learn
     if m.keeps_h:
         keep_h(m, <real *>m.h_past)
@@ -594,10 +595,8 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         for p in range(n):
             learned[p] = scale * signal[p] * h[p]
         by_place(m, local, learned, False)
-        if r and not summed:
+        if r:
             matvec(modulator, <const real *>m.u, local, r, m.n_places)
-    if summed:
-        sum_mean(m, learned, <real *>m.old)
     if m.follows and m.trace == TRACE_EXACT:
         memcpy(<real *>m.past_K + s * r * r, m.K, r * r * sizeof(real))
         memcpy(<real *>m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
@@ -629,11 +628,11 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         return
     if m.deferred:
         defer(m, n_steps, learn, learned, <real *>m.back + SLOTS * r)
-        if summed and learn:
-            follow_mean(m, <real *>m.own)
-        elif m.follows and exact:
+        if m.follows and exact:
             follow_sums(m, learn, <real *>m.old)
-        write_group(m, due, coef)
+        elif m.follows and learn:
+            learn_sums(m, learned)
+        write_group(m, due, False, coef)
         if refresh:
             means_of_types(m)
             derive_filter(m, <real *>m.K)
@@ -647,7 +646,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
 
     line_up(<real *>m.edge, <const real *>m.pre, n)
     if refresh:
-        memset(m.column_sums, 0, r * n * sizeof(real))
+        memset(m.column_sums, 0, r * m.stride * sizeof(real))
     gradient_terms(m, n_steps if exact or m.trace == TRACE_TAPS else 0, coef)
     descend_blocks(m, due, n_steps, <real *>m.column_sums if refresh else NULL, coef)
     m.ahead = True
