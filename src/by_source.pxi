@@ -9,6 +9,9 @@
 # What writes it is in writing.pxi; when, and what waits, in pending.pxi.
 
 
+cdef enum:
+    HEARD = 8  # sources whose weights are read at once, if not their traces too: so many streams memory can keep up with
+
 cdef enum Classes:  # what counts for a type, or a unit, at some places
     ONE_TYPE, TWO_TYPES, BY_PLACE
 
@@ -138,7 +141,7 @@ cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank) 
                 count[n * (1 + rank) + 1 + a] = x * c[a]
             n += x != 0  # half of the time, as in a relu network: not for a branch
     m.n_heard, m.heard_rank = n, rank
-    for q in range(n, n + TOGETHER - 1 if n else 0):  # the last one again, for nothing
+    for q in range(n, n + HEARD - 1 if n else 0):  # the last one again, for nothing
         m.heard[q] = m.heard[n - 1]
         for a in range(1 + rank):
             count[q * (1 + rank) + a] = 0
@@ -156,34 +159,28 @@ cdef void list_sources(Model *m, const real *s) noexcept nogil:
 
 cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:
     cdef Py_ssize_t V = m.n_places // (F32_LANES if vec is f32v else F64_LANES), apart = V
-    cdef Py_ssize_t n = 0, i, v, n_heard = m.n_heard
+    cdef Py_ssize_t at_once = HEARD if rank == 0 else TOGETHER, n = 0, i, a, v
     cdef const vec *rows = <const vec *>(m.still if m.stands else m.by_source)
-    cdef const vec *a
-    cdef const vec *b
-    cdef const vec *c
-    cdef const vec *d
-    cdef vec k[3 * TOGETHER]
+    cdef const vec *row[HEARD]
+    cdef vec k[3 * HEARD]
     cdef vec s, t
     if m.trace == TRACE_EXACT and not m.stands:
         apart *= 1 + m.rank
     for v in range(first, last):
         out[v] = spread(out, &ZERO, 0)
-    while n < n_heard:
-        a, b, c, d = rows + m.heard[n] * apart, rows + m.heard[n + 1] * apart, rows + m.heard[n + 2] * apart, rows + m.heard[n + 3] * apart
-        for i in range((1 + rank) * TOGETHER):
+    while n < m.n_heard:
+        for i in range(at_once):
+            row[i] = rows + m.heard[n + i] * apart
+        for i in range((1 + rank) * at_once):
             k[i] = spread(out, m.heard_count, n * (1 + rank) + i)
         for v in range(first, last):
-            s = madd(out[v], k[0], a[v])
-            t = k[1 + rank] * b[v]
-            s = madd(s, k[2 * (1 + rank)], c[v])
-            t = madd(t, k[3 * (1 + rank)], d[v])
-            for i in range(1, 1 + rank):
-                s = madd(s, k[i], a[i * V + v])
-                t = madd(t, k[1 + rank + i], b[i * V + v])
-                s = madd(s, k[2 * (1 + rank) + i], c[i * V + v])
-                t = madd(t, k[3 * (1 + rank) + i], d[i * V + v])
+            s, t = out[v], spread(out, &ZERO, 0)
+            for i in range(0, at_once, 2):
+                for a in range(1 + rank):
+                    s = madd(s, k[i * (1 + rank) + a], row[i][a * V + v])
+                    t = madd(t, k[(i + 1) * (1 + rank) + a], row[i + 1][a * V + v])
             out[v] = s + t
-        n += TOGETHER
+        n += at_once
 
 
 cdef void hear_vectors(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
