@@ -105,8 +105,8 @@ def _look(
             true = exact.gradient(*trials, mode="offline")
             loss, found = exact.evaluate(*trials).loss, []
             for name, looker in lookers.items():
-                grads = looker.gradient(*trials, mode="offline")
-                looker._measure(*looker._workers)  # as fit_trials does
+                _, grads, seen = looker._batch_gradient(*trials, offline=True)
+                looker._measure(seen)  # as fit_trials does
                 row = {"rule": name, "iteration": iteration, "loss": loss}
                 for weight in WEIGHTS:
                     row[f"cosine_{weight}"], row[f"ratio_{weight}"] = _compare(grads[weight], true[weight])

@@ -16,13 +16,15 @@ def describe(value) -> str:
 
 
 def integer(name, value, *, least) -> int:
-    """``value`` as an int that is at least ``least``."""
+    """``value`` as an int that is at least ``least``, and that C holds."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
-    if number < least:
-        raise ValueError(f"{name}: expected an integer >= {least}, got {number}")
+    if not least <= number < 1 << 63:
+        raise ValueError(f"{name}: expected an integer >= {least}{' of 64 bits' if number > least else ''}, got {number}")
     return number
 
 

@@ -323,9 +323,10 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    script = Path(__file__).resolve().parents[1] / "bench" / "run_all.py"
-    if not script.exists():
-        raise ValueError(f"bench: expected to run from a clone of the repository, with its bench folder, got {script.parents[1]}")
+    folders = Path.cwd(), Path(__file__).resolve().parents[1]
+    script = next((f / "bench" / "run_all.py" for f in folders if (f / "bench" / "run_all.py").exists()), None)
+    if script is None:
+        raise ValueError(f"bench: expected to run in a clone of the repository, with its bench folder, got {folders[0]}")
     return subprocess.run([sys.executable, str(script), "--out", str(arguments.out)]).returncode
 
 
@@ -338,8 +339,9 @@ def _add_info(commands: Any) -> None:
 
 
 def _info(_: argparse.Namespace) -> int:
+    isa = core.isa()  # refuses before a line is printed
     print(f"modprop-fast     {__version__}")
     print(f"compiler         {core.compiler()}")
-    print(f"instruction set  {core.isa()} (of {', '.join(core.available_isas())})")
+    print(f"instruction set  {isa} (of {', '.join(core.available_isas())})")
     print(f"threads          {_available()}")
     return 0

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 import weakref
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from .optimizers import SGD, by_weight
 from .rules import ModProp, Plan, Rule
 from .stepwise import Stepwise
 
+_FIXED = frozenset(("network", "rule", "loss_name", "optimizer", "update", "threads"))
 _STATE_BYTES = 1 << 28  # for the traces and gradients of trials that go through W together, per thread
 
 
@@ -49,7 +51,8 @@ class Learner:
         Default: ``step`` where the optimizer is plain SGD(lr), else ``apply``.
     threads : int, optional
         Threads over the trials of a batch, and over the units in `run` from 768 units on (without signs
-        and mask); by default all that are available.  No result depends on it.
+        and mask; it pays where as many processors have nothing else to do); by default all that are available.
+        No result depends on it.
     rng : numpy.random.Generator, optional
         Source of random feedback and of the signs of `UORO`, needed for these alone.
 
@@ -148,6 +151,11 @@ class Learner:
                 raise ValueError(f"{name}: expected no weights where mask, dale or autapses allow none")
         return cls(net, rule, loss=loss, optimizer=optimizer, update=update, threads=threads, rng=rng)
 
+    def __setattr__(self, name, value):
+        if name in _FIXED and name in self.__dict__:
+            raise AttributeError(f"{name}: expected to stay as the learner was made with; make another one for the same network")
+        super().__setattr__(name, value)
+
     def _bind(self, engine):
         """`step` becomes the engine's own, with the same arguments: a call from Python to Python would take a tenth of a small
         network's step."""
@@ -206,7 +214,7 @@ class Learner:
             With ``update="step"``: weights stand still for so many steps, then follow their gradient at once.
             Weights and traces are then passed over once a chunk, or every 32 steps of a longer one: up to twice as fast,
             most with 32 and more.  1 updates at every step.  "auto" chooses by the size of the network.  Without
-            updates it changes no number.
+            updates it changes numbers by rounding alone.
 
         Returns
         -------
@@ -235,7 +243,7 @@ class Learner:
         chunk = min(chunk, max(len(xs), 2))
         ys = np.empty((len(xs), network.n_out), network.dtype)
         pool = self._threads() if self.threads > 1 and self._engine.shares_rows else None
-        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0, pool=pool, threads=min(self.threads, 64))
+        self._engine.run(xs, *trial, learn, ys, chunk if chunk > 1 else 0, pool=pool, threads=min(self.threads, _available()))
         return ys
 
     def weights_changed(self):
@@ -255,7 +263,7 @@ class Learner:
     def reset(self):
         """Start a trial: state and traces to zero.  With ``refresh="update"`` the type means are taken from W anew."""
         self._engine.must_be_idle("reset")
-        self._measure(self._engine)
+        self._measure_stream()
         self._follow_weights()
         self._engine.reset()
         self._engine.since_plan = 0
@@ -272,7 +280,10 @@ class Learner:
 
     @property
     def accumulated(self) -> dict[str, np.ndarray]:
-        """The gradient that `apply` would use, by weight; a copy.  Sum over steps, with ``update="apply"``."""
+        """The gradient that `apply` would use, by weight; a copy.  Sum over steps, with ``update="apply"``.
+
+        With ``exact_steps`` a look is the end of a chunk: what comes is exact from there on.
+        """
         if self.update == "step":
             raise RuntimeError("accumulated: expected update='apply', got 'step', where no gradient adds up")
         self._engine.must_be_idle("accumulated")
@@ -285,13 +296,20 @@ class Learner:
         Raises
         ------
         FloatingPointError
-            If the norm of the gradient, or a weight after the update, is not finite; nothing has changed.
+            If the norm of the gradient, or a weight after the update, is not finite; the weights have not changed.  A
+            gradient that is itself not finite is dropped.
         """
         self._engine.must_be_idle("apply")
-        self._update(self.accumulated)
+        grads = self.accumulated
+        try:
+            self._update(grads)
+        except FloatingPointError:
+            if not all(np.isfinite(g).all() for g in grads.values()):
+                self._engine.clear()
+            raise
         self._engine.clear()
         self._follow_update()
-        self._measure(self._engine)
+        self._measure_stream()
 
     # ------------------------------------------------------------ trials
 
@@ -317,18 +335,18 @@ class Learner:
             If a readout, the gradient, or a weight after the update is not finite; the weights have not changed.
         """
         self._engine.must_be_idle("fit_trials")
-        for engine in self._workers:
-            engine.take_h()
         plan = self._plan
         offline = bool(plan.offline_because or (plan.stepwise and plan.has_adjoint))  # it is quicker than steps in NumPy
-        loss, grads = self._batch_gradient(inputs, targets, mask, offline, chunk)
+        loss, grads, seen = self._batch_gradient(inputs, targets, mask, offline, chunk)
         self._update(grads)
         self._follow_update()
-        self._measure(*self._workers)
+        self._measure(seen)
         return loss
 
     def gradient(self, inputs, targets, mask=None, mode="online", *, chunk="auto") -> dict[str, np.ndarray]:
         """Gradient of the batch-mean loss as the rule sees it; nothing is updated.
+
+        A rule that follows the weights follows them here too, as it does at a `reset`: a stream goes on with its filter of now.
 
         Parameters
         ----------
@@ -380,7 +398,8 @@ class Learner:
         targets = check_targets(self.loss_name, targets, mask, *inputs.shape[:2], network.n_out, network.dtype)
         return inputs, targets, targets.weights(*inputs.shape[:2])
 
-    def _batch_gradient(self, inputs, targets, mask, offline, chunk):
+    def _batch_gradient(self, inputs, targets, mask=None, offline=False, chunk="auto"):
+        """(loss, gradient by weight, what `_measure` takes)."""
         inputs, targets, weights = self._check_trials(inputs, targets, mask)
         window = min(_chunk(chunk, self.network.n_rec, frozen=True), MAX_WINDOW)
         self._follow_weights()
@@ -393,7 +412,8 @@ class Learner:
         for worker in self._workers:
             worker.reset()  # its trial is over: no traces that the filter of then has to bring up to date
             worker.means = self._engine.means
-        loss, total = 0.0, None
+            worker.take_h()
+        loss, total, seen = 0.0, None, []
         mode = "offline" if offline else "online"
         if self._plan.stepwise and not (offline and self._plan.has_adjoint):
             engines = self._one_by_one(inputs, targets, weights)
@@ -405,7 +425,9 @@ class Learner:
                 total = {name: np.zeros_like(engine.arrays[name]) for name in Engine.GRADIENT}
             for name, part in total.items():
                 part += engine.arrays[name]
-        return loss, by_weight(self.network, total)
+            if engine in self._workers:
+                seen.append(engine.take_h())
+        return loss, by_weight(self.network, total), seen
 
     def _one_by_one(self, inputs, targets, weights):
         """The same for the rules that the kernels do not have: forwards, in the trials' order."""
@@ -486,7 +508,7 @@ class Learner:
     def _follow_stream(self):
         """A stream that learns has no end at which to follow: a rule that follows does so from time to time."""
         if self._plan.measures_h:
-            self._measure(self._engine)
+            self._measure_stream()
         else:
             self._replan()
 
@@ -498,11 +520,13 @@ class Learner:
             engine.follow(self._plan)
         self._planned_for = int(self.network._stamp[0])  # since when somebody may have written into the weights
 
-    def _measure(self, *engines):
-        """Let the mean of h follow what these engines have seen: the first time at once, then a tenth of the way."""
-        if not self._plan.measures_h:
-            return
-        totals, counts = zip(*(engine.take_h() for engine in engines)) if engines else ((), ())
+    def _measure_stream(self):
+        if self._plan.measures_h:
+            self._measure([self._engine.take_h()])
+
+    def _measure(self, seen):
+        """Let the mean of h follow what was seen, (sum of h, steps) of each trial: first at once, then a tenth of the way."""
+        totals, counts = zip(*seen) if seen and self._plan.measures_h else ((), ())
         if sum(counts):
             self._h_batches += 1
             self._h_mean += (sum(totals) / sum(counts) - self._h_mean) * max(0.1, 1 / self._h_batches)
@@ -576,20 +600,26 @@ class Learner:
         Raises
         ------
         ValueError
-            If the names or shapes differ from this learner's; nothing has changed.
+            If the names, shapes or kinds differ from this learner's, or a number is not finite; nothing has changed.
         """
         self._engine.must_be_idle("restore")
         own = self.state()
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected what Learner.state returned, got {checks.describe(state)}")
         if state.keys() != own.keys():
             raise ValueError(f"state: expected {', '.join(sorted(own))}, got {', '.join(sorted(state))}")
         for name, array in own.items():
             if np.shape(state[name]) != array.shape:
                 raise ValueError(f"state: expected {name} of shape {array.shape}, got {np.shape(state[name])}")
+        given, counts = state, {}
+        state = {n: checks.array(f"state: {n}", given[n], own[n].shape, own[n].dtype) for n in own.keys() - {"rng"}}
+        for name in {"iteration", "updates", "h_batches"} & own.keys():
+            counts[name] = checks.integer(f"state: {name}", state[name].item(), least=0)
         if self._rng is not None:
-            self._rng.bit_generator.state = json.loads(str(state["rng"]))
-        self.iteration, self._engine.updates = int(state["iteration"]), int(state["updates"])
+            self._rng.bit_generator.state = json.loads(str(given["rng"]))
+        self.iteration, self._engine.updates = counts["iteration"], counts["updates"]
         if self._plan.measures_h:
-            self._h_mean[:], self._h_batches = state["h_mean"], int(state["h_batches"])
+            self._h_mean[:], self._h_batches = state["h_mean"], counts["h_batches"]
         if "modulators" in state:
             self._plan = replace(self._plan, v=state["modulators"])
         if self.rule.follows:
@@ -613,10 +643,12 @@ def _available() -> int:
 
 def _chunk(chunk, n_rec, frozen=False) -> int:
     """Steps per chunk.  While the weights stand still any number gives the same result, and the most is the quickest."""
-    if isinstance(chunk, str):
-        checks.choice("chunk", chunk, ("auto",))
+    if isinstance(chunk, str) and chunk == "auto":
         return 32 if frozen else 16 if n_rec >= 256 else 1
-    return checks.integer("chunk", chunk, least=1)
+    try:
+        return checks.integer("chunk", chunk, least=1)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"chunk: expected an integer >= 1 or 'auto', got {checks.describe(chunk)}") from None
 
 
 def _feedback(feedback, network, rng):

@@ -6,7 +6,6 @@ import json
 import math
 import weakref
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 
@@ -17,6 +16,28 @@ from .files import read_npz, write_npz
 ACTIVATIONS = ("relu", "softplus", "tanh", "sigmoid", "identity")
 INITS = ("gaussian", "signed", "zeros")
 _FORMAT = 1
+
+
+class _Weights(Mapping):
+    """The arrays of a network by name, each up to date when it is asked for; whoever asks may write into it, which the stamp
+    tells the engines."""
+
+    def __init__(self, network):
+        self._network = network
+
+    def __getitem__(self, name):
+        self._network.settle()
+        self._network._stamp[0] += 1
+        return self._network._weights[name]
+
+    def __iter__(self):
+        return iter(self._network._weights)
+
+    def __len__(self):
+        return len(self._network._weights)
+
+    def __repr__(self):
+        return repr(dict(self))
 
 
 class Network:
@@ -78,7 +99,7 @@ class Network:
         self.dt = checks.number("dt", dt, low=0, above=True)
         self.leak = math.exp(-self.dt / self.tau) if self.tau else 0.0
         self.autapses = bool(autapses)
-        self.dtype = np.dtype(checks.choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
+        self.dtype = _real(dtype)
         self.types, self.type_names = _cell_types(types, self.n_rec)
         self.sign = _signs(dale, self.types, self.type_names, self.dtype)
         self.mask = _connections(mask, self.n_rec)
@@ -99,11 +120,9 @@ class Network:
             self._draw(init, gain, checks.generator("rng", rng))
 
     @property
-    def weights(self) -> dict[str, np.ndarray]:
-        """The arrays by name, up to date; whoever asks may write into them, which the stamp tells the engines."""
-        self.settle()
-        self._stamp[0] += 1
-        return MappingProxyType(self._weights)
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """The arrays by name."""
+        return _Weights(self)
 
     def settle(self):
         """Have every engine that learns these weights online write what it has put off; asking for a weight does the same."""
@@ -189,20 +208,25 @@ class Network:
             version = settings.pop("format")
             if missing := {"w_rec", "w_in", "w_out", "b_out", "types"} - arrays.keys():
                 raise KeyError(min(missing))
-        except (ValueError, KeyError) as error:
+            shapes = arrays["w_in"].shape[1], len(arrays["w_in"]), len(arrays["b_out"])
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"file: expected a network written by Network.save, got {file} ({error})") from None
         if version != _FORMAT:
             raise ValueError(f"file: expected a network of format {_FORMAT}, got format {version} in {file}")
         names = settings.pop("type_names")
         sign, mask = arrays.pop("sign", None), arrays.pop("mask", None)
-        net = cls(
-            arrays["w_in"].shape[1], len(arrays["w_in"]), len(arrays["b_out"]),
-            types=arrays.pop("types"), dale=sign, mask=None if mask is None else mask.astype(bool),
-            bias="b_rec" in arrays, init="zeros", **settings,
-        )  # fmt: skip
+        try:
+            net = cls(
+                *shapes, types=arrays.pop("types"), dale=sign, mask=None if mask is None else mask.astype(bool),
+                bias="b_rec" in arrays, init="zeros", **settings,
+            )  # fmt: skip
+            for name, w in net.weights.items():
+                w[...] = checks.array(name, arrays[name], w.shape, w.dtype)
+            if len(names) != net.n_types:
+                raise ValueError(f"type_names: expected {net.n_types}, got {len(names)}")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"file: expected a network written by Network.save, got {file} ({error})") from None
         net.type_names = tuple(names)
-        for name, w in net.weights.items():
-            w[...] = arrays[name]
         return net
 
     def __repr__(self):
@@ -248,6 +272,17 @@ def signed_weights(sign, rng) -> np.ndarray:
     return w / np.abs(np.linalg.eigvals(w)).max()
 
 
+def _real(dtype):
+    """np.float32 or np.float64, however it was named."""
+    try:
+        name = None if dtype is None else np.dtype(dtype).name
+    except TypeError:
+        name = None
+    if name not in ("float32", "float64"):
+        raise ValueError(f"dtype: expected one of 'float32', 'float64', got {checks.describe(dtype)}")
+    return np.dtype(name)
+
+
 def _cell_types(types, n_rec):
     """(types (n_rec,), names)."""
     if types is None:
@@ -285,7 +320,7 @@ def _signs(dale, types, names, dtype):
     if isinstance(dale, Mapping):
         if set(dale) != set(names):
             raise ValueError(f"dale: expected a sign for each of {', '.join(names)}, got {', '.join(map(str, dale))}")
-        dale = np.array([dale[name] for name in names])[types]
+        dale = checks.array("dale", [dale[name] for name in names], (len(names),), dtype)[types]
     sign = checks.array("dale", dale, (len(types),), dtype)
     if not np.isin(sign, (-1, 0, 1)).all():
         raise ValueError(f"dale: expected signs +1, -1 or 0, got {np.unique(sign)}")

@@ -361,6 +361,8 @@ class ModProp(Rule):
             checks.choice("refresh", self.refresh, ("update", "never"))
         else:
             object.__setattr__(self, "refresh", checks.integer("refresh", self.refresh, least=1))
+        if not isinstance(self.self_modulation, (bool, np.bool_)):
+            raise TypeError(f"self_modulation: expected True or False, got {checks.describe(self.self_modulation)}")
         if not self.self_modulation and (self.factor != "mean" or self.modulation != "types"):
             raise ValueError("self_modulation: False is defined for factor='mean' with modulation='types' only")
 
@@ -468,7 +470,7 @@ def _options(rule, text):
             raise ValueError(f"rule: expected options of {rule} ({', '.join(known)}), got {part!r}")
         low_rank = value.startswith("lowrank:")
         try:
-            value = ast.literal_eval(value.removeprefix("lowrank:"))
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(value, value.removeprefix("lowrank:")))
         except (ValueError, SyntaxError):
             value = value.removeprefix("lowrank:")
         yield key, LowRank(value) if low_rank else value

@@ -61,7 +61,7 @@ cdef class _Arrangement(_Memory):
         cdef Model *m = &self.m
         if m.trace == TRACE_EXACT:
             at, of = self._traces_of_connections()
-            self.arrays["packed_traces"][:, of] = self.arrays["traces"][at].T
+            self.arrays["packed_traces"][:, of] = self.arrays["traces"][at].T if m.t else 0  # by unit, those at rest are not cleared
         m.sparse, m.counted = True, False
         self._set_window(1)
 

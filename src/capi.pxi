@@ -92,6 +92,7 @@ cdef int enter(Handle *h, const char *call) noexcept nogil:
         return mpf_fail(MPF_DESTROYED, "%s: expected a learner, got one that was destroyed", call)
     if not mpf_take(&h.busy):
         if not mpf_take(&(<Engine>h.engine).busy):
+            mpf_wait(&(<Engine>h.engine).brief, 0, False)
             return MPF_OK
         mpf_release(&h.busy)
     return mpf_fail(MPF_BUSY, "%s: this learner is in use by another thread; give each thread its own", call)
@@ -302,6 +303,7 @@ cdef int mpf_reset(mpf_learner *handle) noexcept nogil:
     if h.plans_anew:
         return leave(h, mpf_fail(MPF_KIND, "reset: this rule is planned anew in Python; call reset of the Learner"))
     if h.refreshes and (<Engine>h.engine).m.type != NULL:
+        (<Engine>h.engine)._notice_writes(True)
         (<Engine>h.engine).kernels.refresh(&(<Engine>h.engine).m)
     (<Engine>h.engine).kernels.reset(&(<Engine>h.engine).m)
     return leave(h, MPF_OK)
@@ -432,7 +434,10 @@ cdef int mpf_apply(mpf_learner *handle) noexcept nogil:
         kernels.descend(m)
         (<Engine>h.engine)._tell_writes()
     else:
-        code = mpf_fail(MPF_DIVERGED, "apply: expected a finite gradient, got another number")
+        code = mpf_fail(MPF_DIVERGED, "apply: expected a finite gradient, got another number; it was dropped")
+        memset(m.grad, 0, m.n_rec * m.stride * h.size)
+        memset(m.grad_w_out, 0, m.n_out * m.n_rec * h.size)
+        memset(m.grad_b_out, 0, m.n_out * h.size)
     mpf_unflush(fp)
     return leave(h, code)
 

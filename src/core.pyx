@@ -16,6 +16,8 @@ from model cimport *
 
 cimport numpy as cnp
 
+from modprop_fast.checks import number
+
 cnp.import_array()
 
 cdef extern from "Python.h":
@@ -109,6 +111,7 @@ cdef class Engine(_Arrangement):
     cdef char format
     cdef int type_number
     cdef int busy  # taken and released by `mpf_take` and `mpf_release`: the C face does not hold the GIL
+    cdef int brief  # not 0: it is settled or reset by a thread that keeps the GIL meanwhile, and whoever took `busy` waits
     cdef bint streams
     cdef readonly Latency latency
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
@@ -156,7 +159,15 @@ cdef class Engine(_Arrangement):
     def snapshot(self) -> dict:
         """All that a step reads or leaves behind, as copies; no addresses."""
         cdef Model *m = &self.m
-        self.must_be_idle("copy")
+        if mpf_take(&self.busy):
+            self._refuse("copy")
+        try:
+            return self._snapshot()
+        finally:
+            mpf_release(&self.busy)
+
+    cdef dict _snapshot(self):
+        cdef Model *m = &self.m
         if m.deferred or m.unwritten:
             self.kernels.settle(m)  # the weights go with the network
         m.ahead = m.counted = m.turned = False  # nor in the copy: the weights may have been written into since the last step
@@ -190,21 +201,36 @@ cdef class Engine(_Arrangement):
 
     # ------------------------------------------------------------ steps
 
+    cdef bint _pause(self) noexcept:
+        """Keep other threads from starting, until `brief` is counted down again; False: one runs this engine."""
+        mpf_add(&self.brief, 1)
+        if not mpf_read(&self.busy):
+            return True
+        mpf_add(&self.brief, -1)
+        return False
+
     def refresh(self):
         """Let the type means follow W as it stands."""
         self.must_be_idle("refresh")
         if self.m.type != NULL:
+            self._notice_writes()
+            if not self._pause():
+                self._refuse("refresh")
             self.kernels.refresh(&self.m)
+            mpf_add(&self.brief, -1)
 
     def reset(self):
         """State and traces at the start of a trial."""
-        self.must_be_idle("reset")
+        if not self._pause():
+            self._refuse("reset")
         self.kernels.reset(&self.m)
+        mpf_add(&self.brief, -1)
 
     def settle(self):
         """Write what lags behind: the accumulated gradient, or updates that have been felt but not written."""
-        if not mpf_read(&self.busy):  # in another thread: it settles when it is done
+        if self._pause():  # else it settles when it is done
             self.kernels.settle(&self.m)
+            mpf_add(&self.brief, -1)
 
     def clear(self):
         """Accumulated gradient to zero."""
@@ -434,7 +460,7 @@ cdef class Engine(_Arrangement):
             finally:
                 mpf_release(&self.busy)
         trial.steps_done += first
-        self._check(status, &trial)
+        self._check("run", status, &trial)
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
         return self.m.loss_sum
@@ -495,7 +521,7 @@ cdef class Engine(_Arrangement):
             mpf_unflush(fp)
         self.m.scale = 1.0
         mpf_release(&self.busy)
-        self._check(status, &trial)
+        self._check("gradient", status, &trial)
 
     cdef Trials _trials(self, xs, target, label, mask):
         cdef Trials trial
@@ -508,14 +534,15 @@ cdef class Engine(_Arrangement):
     cdef _enter(self, str call):
         if mpf_take(&self.busy):
             self._refuse(call)
+        mpf_wait(&self.brief, 0, False)
         self.m.loss_sum = 0
 
     cdef _refuse(self, str call):
         raise RuntimeError(f"{call}: this learner is already running in another thread; give each thread its own")
 
-    cdef _check(self, int status, Trials *trial):
+    cdef _check(self, str call, int status, Trials *trial):
         if status != OK:
-            raise FloatingPointError(f"run: expected a finite readout, got {self.y} at step {trial.steps_done}")
+            raise FloatingPointError(f"{call}: expected a finite readout, got {self.y} at step {trial.steps_done}")
 
 
 MAX_TOGETHER = LANES
@@ -572,7 +599,7 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
         mpf_release(&engine.busy)
     if status != OK:
         engine = engines[streams[0].failed]
-        engine._check(status, &streams[streams[0].failed])
+        engine._check("trials", status, &streams[streams[0].failed])
 
 
 include "capi.pxi"

@@ -52,9 +52,7 @@ cdef class Latency:
     def start(self, deadline=None):
         """Begin to count anew; `deadline` in seconds."""
         if deadline is not None:
-            deadline = float(deadline)
-            if not 0 < deadline < 1e9:
-                raise ValueError(f"deadline: expected a number of seconds > 0, got {deadline}")
+            deadline = number("deadline", deadline, low=0, high=1e9, above=True)
         self.deadline, self.limit = deadline, -1 if deadline is None else <long long>(deadline * 1e9)
         self.count = self.misses = self.longest = 0
         memset(self.buckets, 0, sizeof(self.buckets))

@@ -82,7 +82,7 @@ def isa() -> str:
     """Instruction set that a new engine uses: the widest, or the one named by MODPROP_FAST_ISA."""
     available = available_isas()
     forced = os.environ.get("MODPROP_FAST_ISA")
-    if forced is None:
+    if not forced:
         return available[-1]
     if forced not in available:
         raise ValueError(f"MODPROP_FAST_ISA: expected one of {', '.join(available)} on this machine, got {forced!r}")

@@ -16,10 +16,10 @@ static inline void mpf_add(int *count, int n) { _InterlockedExchangeAdd((volatil
 static inline void mpf_let_others(void) { SwitchToThread(); }
 #else
 #include <sched.h>
-static inline int mpf_take(int *flag) { return __atomic_exchange_n(flag, 1, __ATOMIC_ACQUIRE); }
+static inline int mpf_take(int *flag) { return __atomic_exchange_n(flag, 1, __ATOMIC_SEQ_CST); }
 static inline void mpf_release(int *flag) { __atomic_store_n(flag, 0, __ATOMIC_RELEASE); }
-static inline int mpf_read(int *count) { return __atomic_load_n(count, __ATOMIC_ACQUIRE); }
-static inline void mpf_add(int *count, int n) { __atomic_add_fetch(count, n, __ATOMIC_ACQ_REL); }
+static inline int mpf_read(int *count) { return __atomic_load_n(count, __ATOMIC_SEQ_CST); }
+static inline void mpf_add(int *count, int n) { __atomic_add_fetch(count, n, __ATOMIC_SEQ_CST); }
 static inline void mpf_let_others(void) { sched_yield(); }
 #endif
 

@@ -49,7 +49,7 @@ def go_on(one, first, n_steps=50):
 
 
 def everything(one):
-    return one.network.weights | {f"state.{k}": v for k, v in one.state().items()} | one._engine.snapshot()["arrays"]
+    return dict(one.network.weights) | {f"state.{k}": v for k, v in one.state().items()} | one._engine.snapshot()["arrays"]
 
 
 @pytest.mark.parametrize("name, update", [(n, u) for n in RULES for u in ("step", "apply") if (n, u) != ("chunks", "step")])

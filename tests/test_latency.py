@@ -41,7 +41,7 @@ def test_it_agrees_with_a_clock_around_the_call():
 def test_bad_input():
     latency = make().latency
     for bad in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="deadline: expected a number of seconds > 0, got"):
+        with pytest.raises(ValueError, match=r"deadline: expected a finite number in \(0, 1e\+09\], got"):
             latency.start(bad)
     assert not latency.on
     with pytest.raises(ValueError, match=r"q: expected a percentage in \[0, 100\], got 101"):

@@ -139,7 +139,7 @@ def test_threads_over_rows_change_no_bit(dtype):
         learner = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(0.01), threads=threads)
         assert learner._engine.shares_rows
         ys = [learner.run(xs, targets), learner.run(xs[:9], targets[:9]), learner.run(xs, targets, chunk=35)]
-        found.append({"ys": np.concatenate(ys)} | net.weights)
+        found.append({"ys": np.concatenate(ys), **net.weights})
     for other in found[1:]:
         assert all(np.array_equal(other[name], a) for name, a in found[0].items())
 

@@ -530,9 +530,8 @@ def test_a_forked_child_has_threads_of_its_own():
 
 
 def test_a_warning_made_an_error_does_not_apply_a_gradient_twice():
-    learner = learning(rule=mf.ModProp(1.0), optimizer=mf.SGD(1.0), update="apply")
+    learner = learning(rule=mf.ModProp(1.0), optimizer=mf.SGD(1e3), update="apply")  # into a filter that does not forget
     learner.run(*draw(20))
-    learner.optimizer = mf.SGD(1e3)  # into a filter that does not forget
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         with pytest.raises(RuntimeWarning, match="rho"):
