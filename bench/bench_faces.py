@@ -14,6 +14,7 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import common
@@ -31,7 +32,7 @@ setup(name="faces", ext_modules=cythonize([Extension("faces", ["faces.pyx"], inc
 
 def c_face(mf, folder):
     """adopt and loop, through the capsule."""
-    library = common.compile_c(HERE / "faces.c", folder, "-I" + mf.get_include())
+    library = common.compile_c("C", HERE / "faces.c", folder, "-I" + mf.get_include())
     if library is None:
         return None
     find = ctypes.pythonapi.PyCapsule_GetPointer
@@ -55,9 +56,10 @@ def cython_face(folder):
     folder.mkdir()
     (folder / "faces.pyx").write_text((HERE / "faces.pyx").read_text())
     command = [sys.executable, "-c", SETUP, "-q", "build_ext", "--inplace"]
-    if subprocess.run(command, cwd=folder, capture_output=True).returncode:
-        print("Cython: not installed, or modprop_fast is not where it can cimport it, skipped")
-        return None
+    build = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if build.returncode:
+        why = [line for line in build.stderr.splitlines() if ".pxd' not found" in line] or build.stderr.split("\n")[-2:-1]
+        return common.skip("Cython", f"its build fails ({why[0]:.100})")
     spec = importlib.util.spec_from_file_location("faces", next(folder.glob("faces*.so")))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -67,16 +69,21 @@ def cython_face(folder):
 def main():
     arguments = common.options(
         __doc__, dict(sizes=[16, 64, 128], rounds=20),
-        sizes=([16, 32, 64, 128, 256], "recurrent units"), rounds=(60, "in each of which every face has its turn"),
-        steps=(2000, "of each face in each round"),
+        sizes=([16, 32, 64, 128, 256], "recurrent units", common.SIZES),
+        rounds=(60, "in each of which every face has its turn", common.ROUNDS),
+        steps=(2000, "of each face in each round", (1, 10**6)),
     )  # fmt: skip
     common.start(arguments)
     import numpy as np
 
     import modprop_fast as mf
 
-    folder = Path(tempfile.mkdtemp())
-    faces = {"C": c_face(mf, folder), "Cython": cython_face(folder)}
+    def stepped(name, loop, handle):
+        if code := loop(handle, len(xs), xs.ctypes.data, N_IN, targets.ctypes.data, N_OUT):
+            sys.exit(f"{name}: mpf_step returns {code}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        faces = {"C": c_face(mf, Path(folder)), "Cython": cython_face(Path(folder))}
     xs, targets = (np.random.default_rng(0).normal(size=(arguments.steps, n)).astype("float32") for n in (N_IN, N_OUT))
     printed = common.Table(**{"N": "5d", "face": "<8", "us/step": "9.3f", "/loop": "7.3f", "-loop": "8.3f"})
     rows = []
@@ -88,16 +95,16 @@ def main():
         entries["Python"] = lambda step=learners["Python"].step: [step(x, t) for x, t in zip(xs, targets, strict=True)]
         for name, face in faces.items():
             if face:
-                handle = face[0](learners[name])
-                address = xs.ctypes.data, N_IN, targets.ctypes.data, N_OUT
-                entries[name] = lambda loop=face[1], handle=handle, address=address: loop(handle, len(xs), *address)
+                entries[name] = partial(stepped, name, face[1], face[0](learners[name]))
         timed = {name: lambda call=call: [common.clock(call) / len(xs)] for name, call in entries.items()}
         times = common.interleave(timed, arguments.rounds)
         for name, rounds in times.items():
             if not np.array_equal(learners[name].network.w_rec, learners["loop"].network.w_rec):
                 sys.exit(f"{name}: the weights are not those of the loop")
             extra = float(np.median([a[0] - b[0] for a, b in zip(rounds, times["loop"], strict=True)])) / 1e3
-            row = {"n_rec": n, "face": name, "us": float(np.median(rounds)) / 1e3, "extra_us": extra}
+            figures = common.summary(rounds)
+            row = {"n_rec": n, "face": name, "us": figures["median_us"], "extra_us": extra}
+            row["quartiles_us"] = figures["round_quartiles_us"]
             row["over_loop"] = common.ratio(times, name, "loop")
             rows.append(row)
             printed.row(n, name, row["us"], row["over_loop"], extra)
@@ -105,4 +112,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

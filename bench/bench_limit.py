@@ -7,7 +7,7 @@ in bytes read plus bytes written; matrix-vector and matrix products and the rank
   - `run`: the bytes that one step must move (`traffic`) at the rates measured for them at that working-set size, in the
     same round, over the measured time of a step: the fraction of what the memory allows a program that writes at every step.
     The engine writes a part in turn and does not read what units at rest would send: where memory is slow it can pass 1;
-  - `chunk 16` and fit_trials: their multiply-adds (`products`) per second over those of sgemm.
+  - `chunk 16` and fit_trials (windows of 32 steps): their multiply-adds (`products`) per second over those of sgemm.
 Fractions are medians over rounds.
 """
 
@@ -20,7 +20,7 @@ import bench_scaling
 import common
 
 CHUNK = 16
-TRIALS, STEPS = 8, 256  # of fit_trials
+TRIALS, STEPS, WINDOW = 8, 256, 32  # of fit_trials; the steps that it takes at once
 
 
 def traffic(rule, n, active):
@@ -39,12 +39,10 @@ def traffic(rule, n, active):
     }[rule]
 
 
-def products(what, rule, n, n_in, chunk):
-    """Multiply-adds of one step: forward, gradient, and in chunks what R costs; BPTT has W^T besides."""
+def products(rule, n, n_in, chunk):
+    """Multiply-adds of one step: forward, gradient, and what R costs in chunks; BPTT has W^T instead."""
     matrix = n * (n + n_in)
-    if what == "fit_trials":
-        return 2 * matrix + (n * n if rule == "BPTT" else 0)
-    carried = {"exact": 2 * matrix + 6 * matrix / chunk, "mean": 2 * matrix / chunk, "e-prop": 0}[rule]
+    carried = {"exact": 2 * matrix + 6 * matrix / chunk, "mean": 2 * matrix / chunk, "e-prop": 0, "BPTT": n * n}[rule]
     return 2 * matrix + carried
 
 
@@ -91,12 +89,13 @@ class Memory:
         return self._rate(self.library.rank_one, 8 * n * n, self._at(), u, x, ctypes.c_long(n))
 
 
-def median(rounds, **calls):
-    """Medians of interleaved rates."""
+def medians(rounds, **calls):
+    """Medians and quartiles of interleaved rates."""
     import numpy as np
 
     times = common.interleave({name: (lambda call=call: [call()]) for name, call in calls.items()}, rounds)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    quartiles = {f"{name}_quartiles": np.quantile(values, (0.25, 0.75)).tolist() for name, values in times.items()}
+    return {name: float(np.median(values)) for name, values in times.items()}, quartiles
 
 
 def gemm(n=1024):
@@ -122,16 +121,16 @@ def machine_rates(memory, sizes, rounds):
         printed = common.Table(level="<8", KB="9.0f", triad="9.1f", read="9.1f", change="9.1f", _="<28")
         for level, size in caches().items():
             calls = {name: partial(getattr(memory, name), size) for name in ("triad", "read", "change")}
-            rates = median(rounds, **calls)
-            rows.append({"level": level, "bytes": size, **{f"{name}_gb_s": rate for name, rate in rates.items()}})
+            rates, spread = medians(rounds, **calls)
+            rows.append({"level": level, "bytes": size, **{f"{name}_gb_s": rate for name, rate in rates.items()}, **spread})
             printed.row(level, size / 1024, *rates.values(), "GB/s, read + written")
     printed = common.Table(N="5d", sgemv="9.1f", rank_one="9.1f", sgemm="9.1f", _="<40")
     for n in sizes:
         calls = {"sgemv": partial(gemv, n)}
         calls |= {"rank_one": partial(memory.rank_one, n)} if memory else {}
         calls |= {"sgemm": partial(gemm, n)} if n <= 2048 else {}
-        rates = median(max(3, rounds // 3), **calls)
-        rows.append({"n": n, **rates})
+        rates, spread = medians(max(3, rounds // 3), **calls)
+        rows.append({"n": n, **rates, **spread})
         printed.row(n, *(rates.get(name) for name in ("sgemv", "rank_one", "sgemm")), "GB/s, GB/s, 1e9 multiply-adds/s")
     return rows
 
@@ -154,8 +153,11 @@ def fractions(memory, arguments):
         call()
         entries = {"engine": lambda: [common.clock(call) / steps], "limit": lambda: [limit()]}
         times = common.interleave(entries, arguments.rounds)
-        row = {"what": what, "rule": rule, "n": n, "of": of, "us": common.summary(times["engine"])["median_us"]}
-        row |= {"limit_us": common.summary(times["limit"])["median_us"], "fraction": common.ratio(times, "limit", "engine")}
+        row = {"what": what, "rule": rule, "n": n, "of": of}
+        for name, key in ("engine", ""), ("limit", "limit_"):
+            figures = common.summary(times[name])
+            row |= {f"{key}us": figures["median_us"], f"{key}quartiles_us": figures["round_quartiles_us"]}
+        row["fraction"] = common.ratio(times, "limit", "engine")
         rows.append(row)
         printed.row(what, rule, n, row["us"], row["limit_us"], row["fraction"], of)
 
@@ -167,13 +169,12 @@ def fractions(memory, arguments):
         run = partial(learner.run, xs[:steps], targets[:steps])
         if memory:
             report("run", rule, n, "memory", run, steps, lambda: read / memory.read(held) + 2 * change / memory.change(held))
-        if bench_scaling.has_chunks(learner.run):
-            work = products("chunk", rule, n, 2, CHUNK)
-            report(f"chunk {CHUNK}", rule, n, "sgemm", partial(run, chunk=CHUNK), steps, lambda: work / gemm())
+        work = products(rule, n, 2, CHUNK)
+        report(f"chunk {CHUNK}", rule, n, "sgemm", partial(run, chunk=CHUNK), steps, lambda: work / gemm())
 
     def batch(rule, n):
         fit = bench_scaling.make(mf, np, rule, n).fit_trials
-        work = products("fit_trials", rule, n, 2, STEPS)
+        work = products(rule, n, 2, WINDOW)
         report("fit_trials", rule, n, "sgemm", partial(fit, *trials), TRIALS * STEPS, lambda: work / gemm())
 
     for n in arguments.sizes:
@@ -181,17 +182,19 @@ def fractions(memory, arguments):
             stream(rule, n)
         for rule in ("e-prop", "mean", "exact", "BPTT") if n <= 512 else ():
             batch(rule, n)
+    if memory:
+        print("limit of run: to write everything at every step; the engine writes in turn and skips units at rest: it can pass 1")
     return rows
 
 
 def main():
     arguments = common.options(
-        __doc__, dict(sizes=[64, 128, 256, 512, 1024], rounds=9), sizes=([64, 128, 256, 512, 1024, 2048], "recurrent units"),
-        rounds=(25, "for every figure"),
+        __doc__, dict(sizes=[64, 128, 256, 512, 1024], rounds=9), rounds=(25, "for every figure", common.ROUNDS),
+        sizes=([64, 128, 256, 512, 1024, 2048], "recurrent units", common.SIZES),
     )  # fmt: skip
     common.start(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        library = common.compile_c(Path(__file__).with_name("limit.c"), folder)
+        library = common.compile_c("rates of memory, and run", Path(__file__).with_name("limit.c"), folder)
     memory = None
     if library:
         library.read_only.restype = ctypes.c_float
@@ -201,4 +204,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -9,7 +9,6 @@ network and its learner hold after some steps (`matrices`: in units of N x N num
 """
 
 import gc
-import inspect
 import json
 import subprocess
 import sys
@@ -32,10 +31,6 @@ def make(mf, np, rule, n):
     return mf.Learner(net, rules[rule], optimizer=mf.SGD(competitors.LR / n), update=update, threads=1)
 
 
-def has_chunks(call):
-    return "chunk" in inspect.signature(call).parameters
-
-
 def worker(what, rule, n, steps):
     """Print MB: `state`, what network and learner hold; `run` or `fit_trials`, what a call over T steps adds to the peak."""
     import numpy as np
@@ -55,9 +50,6 @@ def worker(what, rule, n, steps):
         return print(json.dumps(common.resident()[0] - before))
     calls = {"run": lambda t: learner.run(xs[0, :t], targets[0, :t])}
     calls["fit_trials"] = lambda t: learner.fit_trials(xs[:, :t], targets[:, :t])
-    calls["fit_trials chunk 16"] = lambda t: learner.fit_trials(xs[:, :t], targets[:, :t], **CHUNK)
-    if what not in calls or (what.endswith("16") and not has_chunks(learner.fit_trials)):
-        return print("null")
     calls[what](50)
     common.forget_peak()
     before = common.resident()[0]
@@ -67,11 +59,14 @@ def worker(what, rule, n, steps):
 
 def memory(what, rule, n, steps):
     command = [sys.executable, __file__, "--worker", what, rule, str(n), str(steps)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # Ctrl-C is for this one alone
+    if process.returncode:
+        sys.exit(f"memory of {what} {rule}: failed")
+    return json.loads(process.stdout)
 
 
 def timed(mf, np, arguments):
-    """(what, rule) -> {N: microseconds per step}."""
+    """(what, rule) -> {N: summary of microseconds per step}."""
     import competitors
 
     rng = np.random.default_rng(0)
@@ -82,9 +77,8 @@ def timed(mf, np, arguments):
         for rule in ("exact", "mean", "e-prop"):
             learner = make(mf, np, rule, n)
             blocks["run", rule, n] = lambda run=learner.run, steps=steps: run(xs[:steps], targets[:steps])
-            if has_chunks(learner.run):
-                learner = make(mf, np, rule, n)
-                blocks["chunk 16", rule, n] = lambda run=learner.run, steps=steps: run(xs[:steps], targets[:steps], **CHUNK)
+            learner = make(mf, np, rule, n)
+            blocks["chunk 16", rule, n] = lambda run=learner.run, steps=steps: run(xs[:steps], targets[:steps], **CHUNK)
         if n <= 1024:
             fit = make(mf, np, "BPTT", n).fit_trials
             blocks["fit_trials", "BPTT", n] = lambda fit=fit: fit(xs[None, :STEPS], targets[None, :STEPS])
@@ -99,7 +93,7 @@ def timed(mf, np, arguments):
     entries = {key: lambda block=block, steps=counts[key]: [common.clock(block) / steps] for key, block in blocks.items()}
     table = {}
     for (what, rule, n), rounds in common.interleave(entries, arguments.rounds).items():
-        table.setdefault((what, rule), {})[n] = common.summary(rounds)["median_us"]
+        table.setdefault((what, rule), {})[n] = common.summary(rounds)
     return table
 
 
@@ -107,7 +101,7 @@ def fitted(points, least):
     """Exponent over the points from `least` on, or over all where these are too few."""
     kept = {x: y for x, y in points.items() if x >= least and y > 0}
     kept = kept if len(kept) > 1 else {x: y for x, y in points.items() if y > 0}
-    return common.exponent(list(kept), list(kept.values())) if len(kept) > 1 else None
+    return common.exponent(list(kept), list(kept.values()))
 
 
 def main():
@@ -116,9 +110,9 @@ def main():
         return worker(what, rule, int(n), int(steps))
     arguments = common.options(
         __doc__, dict(sizes=[64, 128, 256, 512, 1024], rtrl=[32, 64, 128], steps=[900, 3600], rounds=10),
-        sizes=([64, 128, 256, 512, 1024, 2048, 4096], "recurrent units"),
-        rtrl=([32, 64, 96, 128, 192], "recurrent units of RTRL"),
-        steps=([900, 3600, 14400], "T"), rounds=(20, "for the times"),
+        sizes=([64, 128, 256, 512, 1024, 2048, 4096], "recurrent units", common.SIZES),
+        rtrl=([32, 64, 96, 128, 192], "recurrent units of RTRL", (5, 512)),
+        steps=([900, 3600, 14400], "T", (1, 10**6)), rounds=(20, "for the times", common.ROUNDS),
     )  # fmt: skip
     common.start(arguments)
     import numpy as np
@@ -128,29 +122,28 @@ def main():
     rows = []
     printed = common.Table(what="<20", rule="<7", of="<10", exponent="9.2f", figures="<60")
 
-    def show(what, rule, of, points, least=FIT_FROM, flat=False):
+    def show(what, rule, of, points, least=FIT_FROM, flat=False, **more):
         row = {"what": what, "rule": rule, "of": of, "exponent": None if flat else fitted(points, least), "points": points}
-        rows.append(row)
+        rows.append(row | more)
         printed.row(what, rule, of, row["exponent"], "  ".join(f"{x}: {y:.3g}" for x, y in points.items()))
 
     print("microseconds per step against N")
-    for (what, rule), points in timed(mf, np, arguments).items():
-        show(what, rule, "time / N", points, 64 if rule == "RTRL" else FIT_FROM)
+    for (what, rule), found in timed(mf, np, arguments).items():
+        points, spread = ({n: figures[name] for n, figures in found.items()} for name in ("median_us", "round_quartiles_us"))
+        show(what, rule, "time / N", points, 64 if rule == "RTRL" else FIT_FROM, round_quartiles_us=spread)
     print("MB of state against N, and the same in N x N numbers of 4 bytes")
     for rule in ("exact", "mean", "e-prop"):
         points = {n: memory("state", rule, n, 32) for n in arguments.sizes if n >= 512}
         show("state", rule, "MB / N", points)
         show("state", rule, "matrices", {n: mb * 2**20 / (4 * n * n) for n, mb in points.items()}, flat=True)
     print("MB that one call adds to its peak, against T; N = 120")
-    calls = [("run", "exact"), ("fit_trials", "exact"), ("fit_trials", "mean"), ("fit_trials", "BPTT")]
-    for what, rule in [*calls, ("fit_trials chunk 16", "exact")]:
+    for what, rule in ("run", "exact"), ("fit_trials", "exact"), ("fit_trials", "mean"), ("fit_trials", "BPTT"):
         points = {steps: memory(what, rule, 120, steps) for steps in arguments.steps}
-        if None not in points.values():
-            flat = max(points.values()) - min(points.values()) < 0.5  # MB: the grain of the measurement
-            show(what, rule, "MB / T", points, 0, flat)
-            rows[-1]["exponent"] = rows[-1]["exponent"] if not flat else 0.0
+        flat = max(points.values()) - min(points.values()) < 0.5  # MB: the grain of the measurement
+        show(what, rule, "MB / T", points, 0, flat)
+        rows[-1]["exponent"] = rows[-1]["exponent"] if not flat else 0.0
     common.finish(arguments, rows)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -14,8 +14,8 @@ import common
 def main():
     arguments = common.options(
         __doc__, dict(sizes=[512], densities=[0.2, 0.05], rounds=5),
-        sizes=([512, 2048], "recurrent units"), densities=([1.0, 0.2, 0.1, 0.05, 0.01], "of connections"),
-        rounds=(20, "for the times"),
+        sizes=([512, 2048], "recurrent units", common.SIZES),
+        densities=([1.0, 0.2, 0.1, 0.05, 0.01], "of connections", (1e-6, 1)), rounds=(20, "for the times", common.ROUNDS),
     )  # fmt: skip
     common.start(arguments)
     import competitors
@@ -53,18 +53,20 @@ def main():
                 about[density] = made(n, density, rule, limits)[1], int(net.connections.sum())
             times = common.interleave(entries, arguments.rounds)
             for density, (sparse, count) in about.items():
-                found = {path: common.summary(times[path, density])["median_us"] for path in ("all", "packed")}
+                spread = {path: common.summary(times[path, density]) for path in ("all", "packed")}
+                found = {path: figures["median_us"] for path, figures in spread.items()}
                 found["ratio"] = common.ratio(times, ("all", density), ("packed", density))
                 points[n, count] = found["packed"]
                 row = {"N": n, "rule": rule_name, "density": density, "connections": count}
-                rows.append(row | found | {"chosen": "packed" if sparse else "all"})
-                printed.row(*rows[-1].values())
-        of = {str(n): [p for p in points if p[0] == n] for n in arguments.sizes} | {"all": list(points)}
+                row |= found | {"chosen": "packed" if sparse else "all"}
+                printed.row(*row.values())
+                rows.append(row | {f"{path}_quartiles": figures["round_quartiles_us"] for path, figures in spread.items()})
+        of = {str(n): [p for p in points if p[0] == n and p[1]] for n in arguments.sizes} | {"all": [p for p in points if p[1]]}
         slopes = {n: common.exponent([p[1] for p in at], [points[p] for p in at]) for n, at in of.items()}
         rows.append({"rule": rule_name, "exponents": slopes})
-        print(f"       {rule_name}: exponent", ", ".join(f"{slope:.2f} ({n} N)" for n, slope in slopes.items()))
+        print(f"       {rule_name}: exponent", ", ".join(f"{'-' if s is None else f'{s:.2f}'} ({n} N)" for n, s in slopes.items()))
     common.finish(arguments, rows)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

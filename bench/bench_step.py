@@ -2,14 +2,15 @@
 
     python bench/bench_step.py [--sizes 64 256] [--dtypes float32] [--short]
 
-For every size and dtype all competitors are measured in turn in one process, one thread each, after each was checked to
-compute the same weights (within 1e-3 of their change). Rows: `step` is Learner.step; `run` and `chunk` are Learner.run per
-step, over whole chunks; the rest are the competitors of competitors.py and plain.c, called once per step. Columns: microseconds over all
-calls (a tail only where there are calls enough to show it); then this row over Learner.step of the same rule, over plain C,
-and over numba (numba's `exact` for `mean`). Ratios are medians over rounds of the ratio of the round's medians.
+For every size and dtype all competitors are measured in turn in one process, one thread each, after each row but `chunk`, which
+updates less often, was checked to compute the same weights (within 1e-3 of their change). Rows: `modprop_fast` is Learner.step;
+`run` and `chunk` are Learner.run per step, over whole chunks; the rest are the competitors of competitors.py and plain.c, called
+once per step. At small N most of `plain C` is the call through ctypes: `plain C run` is the same loop without it. Columns:
+microseconds over all calls (a tail only where there are calls enough to show it); then this row over Learner.step of the same
+rule, over plain C (where it is `run` or `chunk`, over `plain C run`), and over numba (numba's `exact` for `mean`). Ratios are
+medians over rounds of the ratio of the round's medians.
 """
 
-import inspect
 import sys
 import time
 from time import perf_counter_ns
@@ -50,11 +51,11 @@ def entries(mf, np, n, dtype, xs, targets):
         expected[name] = {key: w.copy() for key, w in learner.network.weights.items()}
         out[name, OURS] = learner.step, 0
         for who, options in (("run", {}), ("chunk 16", {"chunk": 16}), ("chunk 32", {"chunk": 32})):
-            if options.keys() <= inspect.signature(learner.run).parameters.keys():
-                learner = mf.Learner(network(mf, np, n, dtype), rule, optimizer=mf.SGD(competitors.LR), threads=1)
-                out[name, who] = (lambda x, t, run=learner.run, options=options: run(x, t, **options)), options.get("chunk", 1)
-            else:
-                out[name, who] = None, 0
+            learner = mf.Learner(network(mf, np, n, dtype), rule, optimizer=mf.SGD(competitors.LR), threads=1)
+            learner.run(xs[:CHECKED], targets[:CHECKED], **options)
+            if not options:
+                same_weights(np, f"run {name}", learner.network.weights, expected[name], start)
+            out[name, who] = (lambda x, t, run=learner.run, options=options: run(x, t, **options)), options.get("chunk", 1)
     for kind in competitors.STEPS:
         other = kind(network(mf, np, n, dtype))
         for x, target in zip(xs[:CHECKED], targets):
@@ -62,7 +63,10 @@ def entries(mf, np, n, dtype, xs, targets):
         want = expected[kind.rule] if kind.rule in rules else kind.expected(network(mf, np, n, dtype), xs[:CHECKED], targets)
         same_weights(np, f"{kind.name} {kind.rule}", other.weights(), want, start)
         out[kind.rule, kind.name] = other.step, 0
-        if hasattr(other, "run"):
+        if hasattr(kind, "run"):
+            other = kind(network(mf, np, n, dtype))
+            other.run(xs[:CHECKED], targets[:CHECKED], CHECKED)
+            same_weights(np, f"{kind.name} run {kind.rule}", other.weights(), want, start)
             out[kind.rule, f"{kind.name} run"] = (lambda x, t, run=other.run: run(x, t, len(x))), 1
     return out
 
@@ -71,8 +75,6 @@ def blocks(np, table, xs, targets, arguments):
     """Each entry's block of one round: as many calls as its share of the time allows; two calls warm it."""
     out = {}
     for key, (call, whole) in table.items():
-        if call is None:
-            continue
         one = (lambda i, call=call: call(xs[i], targets[i])) if not whole else None
         began = time.perf_counter()
         for i in range(5):
@@ -113,15 +115,13 @@ def measure(mf, np, n, dtype, arguments, printed):
             times.setdefault(key, []).extend(rounds)
     rows = []
     for rule, who in sorted(table, key=lambda key: ("exact", "mean", "e-prop", "TBPTT(1)").index(key[0])):
-        row = {"n_rec": n, "dtype": dtype, "rule": rule, "who": who}
-        if (rule, who) in times:
-            row |= common.summary(times[rule, who])
-            stretch = table[rule, who][1]
-            yardsticks = {"step": (rule, OURS), "plain": (rule, "plain C run" if stretch else "plain C")}
-            yardsticks["numba"] = ("exact" if rule == "mean" else rule), "numba"
-            row |= {f"over_{name}": common.ratio(times, (rule, who), other) for name, other in yardsticks.items()}
-            if stretch:
-                row["p99_us"] = row["p999_us"] = row["max_us"] = None
+        row = {"n_rec": n, "dtype": dtype, "rule": rule, "who": who, **common.summary(times[rule, who])}
+        stretch = table[rule, who][1]
+        yardsticks = {"step": (rule, OURS), "plain": (rule, "plain C run" if stretch else "plain C")}
+        yardsticks["numba"] = ("exact" if rule == "mean" else rule), "numba"
+        row |= {f"over_{name}": common.ratio(times, (rule, who), other) for name, other in yardsticks.items()}
+        if stretch:
+            row["p99_us"] = row["p999_us"] = row["max_us"] = None
         rows.append(row)
         figures = ("median_us", "p99_us", "p999_us", "max_us", "over_step", "over_plain", "over_numba")
         printed.row(n, dtype, rule, who, *(row.get(name) for name in figures))
@@ -139,11 +139,12 @@ def main():
     arguments = common.options(
         __doc__,
         dict(sizes=[32, 64, 128, 256, 512, 1024], dtypes=["float32"], calls=4000, seconds=0.5, rounds=20, launches=4),
-        sizes=([32, 64, 128, 256, 512, 1024, 2048], "recurrent units"), dtypes=(["float32", "float64"], "precisions"),
-        calls=(100_000, "most calls of one competitor"),
-        seconds=(6.0, "most time of one competitor, unless that is under 10 calls a round"),
-        rounds=(40, "in each of which every competitor has its turn"),
-        launches=(5, "times that all are made anew: where arrays lie in memory changes their speed, by up to 2"),
+        sizes=([32, 64, 128, 256, 512, 1024, 2048], "recurrent units", (5, 4096)),  # all competitors' matrices at once
+        dtypes=(["float32", "float64"], "precisions", ("float32", "float64")),
+        calls=(100_000, "most calls of one competitor", (1, 10**8)),
+        seconds=(6.0, "most time of one competitor, unless that is under 10 calls a round", (0, 10**6)),
+        rounds=(40, "in each of which every competitor has its turn", common.ROUNDS),
+        launches=(5, "times that all are made anew: where arrays lie in memory changes their speed, by up to 2", common.ROUNDS),
     )  # fmt: skip
     common.start(arguments)
     import competitors
@@ -160,4 +161,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

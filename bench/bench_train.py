@@ -3,11 +3,10 @@
     python bench/bench_train.py [--steps 900] [--short]
 
 B = 32 trials of T steps, N = 120, tau = 100, relu, cross entropy at the last step; an iteration is the gradient and an
-Adam step on the same batch. Every competitor lives in a process of its own (peak resident memory), which first shows that
-its gradient is that of the engine (within 1e-3 of the largest), and then, whenever it is its turn, makes two iterations of which
+Adam step on the same batch. Every competitor first shows that its gradient is that of the engine (within 1e-3 of the largest),
+in a process that ends then. Each lives in a process of its own, which, whenever it is its turn, makes two iterations of which
 the second is timed; PyTorch takes one thread where that is faster for it. `MB` is the growth of the resident set from
-before the first iteration to its peak. Ratios are medians over rounds. `chunk 16` is fit_trials(..., chunk=16), where the
-engine has it.
+before the first iteration to its peak, what a tool loads or compiles for it included. Ratios are medians over rounds.
 """
 
 import json
@@ -19,7 +18,7 @@ import common
 
 N, BATCH, TAU, CUE = 120, 32, 100.0, 100
 OURS = {"exact": {}, "mean": {"factor": "mean"}, "e-prop": None, "BPTT": None}
-CHUNKED = "chunk 16"
+OTHERS = [("NumPy", "exact"), ("NumPy", "BPTT"), ("PyTorch", "BPTT"), ("JAX", "BPTT")]
 
 
 def problem(mf, np, steps):
@@ -44,35 +43,31 @@ def learner(mf, net, rule, threads):
     return mf.Learner(net, rule, loss="cross_entropy", optimizer=optimizer, update="apply", threads=threads)
 
 
-def worker(who, rule, steps, threads):
-    """Check the gradient, then one iteration per line of stdin."""
-    import inspect
-
+def worker(who, rule, steps, threads, check):
+    """Check the gradient of a competitor, or else: one iteration per line of stdin."""
     import competitors
     import numpy as np
 
     import modprop_fast as mf
 
     net, inputs, classes = problem(mf, np, steps)
-    ours = learner(mf, net, rule, threads)
-    if who in ("modprop_fast", CHUNKED):
-        options = {"chunk": 16} if who == CHUNKED else {}
-        if not options.keys() <= inspect.signature(ours.fit_trials).parameters.keys():
-            return print("null", flush=True)
-        iteration = lambda: ours.fit_trials(inputs, classes, **options)  # noqa: E731
+    if who == "modprop_fast":
+        ours = learner(mf, net, rule, threads)
+        iteration = lambda: ours.fit_trials(inputs, classes)  # noqa: E731
     else:
         competitors.load(steps=False, only=who)
         kind = [kind for kind in competitors.TRIALS if (kind.name, kind.rule) == (who, rule)]
         if not kind:
             return print("null", flush=True)
         other = kind[0](net)
-        short = inputs[:, -300:].copy()
-        expected, found = ours.gradient(short, classes, mode="offline"), other.gradient(short, classes)
-        for name, g in expected.items():
-            away, largest = np.abs(found[name] - g).max(), np.abs(g).max()
-            if not away < 1e-3 * largest:
-                sys.exit(f"{who} {rule}: the gradient of {name} is {away:.2g} away, its largest is {largest:.2g}")
-        other = kind[0](net)
+        if check:
+            short = inputs[:, -300:].copy()
+            found = other.gradient(short, classes)
+            for name, g in learner(mf, net, rule, threads).gradient(short, classes, mode="offline").items():
+                away, largest = np.abs(found[name] - g).max(), np.abs(g).max()
+                if not away < 1e-3 * largest:
+                    sys.exit(f"{who} {rule}: the gradient of {name} is {away:.2g} away, its largest is {largest:.2g}")
+            return
         iteration = lambda: other.iteration(inputs, classes)  # noqa: E731
     common.forget_peak()
     before = common.resident()[0]
@@ -88,15 +83,22 @@ def worker(who, rule, steps, threads):
         print(json.dumps([common.clock(iteration) / 1e9, common.resident()[1] - before]), flush=True)
 
 
-def measure(steps, arguments, printed):
-    """All competitors at one T."""
-    names = [("modprop_fast", rule) for rule in OURS] + [(CHUNKED, "exact"), (CHUNKED, "mean")]
-    names += [("NumPy", "exact"), ("NumPy", "BPTT"), ("PyTorch", "BPTT"), ("JAX", "BPTT")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = {}
+def start(flag, key, steps, arguments, **pipes):
+    """A worker, which ends with its stdin; Ctrl-C is for this process alone."""
+    command = [sys.executable, __file__, flag, *key, str(steps), str(arguments.threads)]
+    return subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+
+
+def measure(steps, arguments, printed, processes):
+    """All competitors at one T; fills `processes`."""
+    names = [("modprop_fast", rule) for rule in OURS] + OTHERS
+    for key in OTHERS:
+        processes[key] = start("--check", key, steps, arguments, stdout=subprocess.DEVNULL)
+    for key in OTHERS:
+        if processes[key].wait():
+            sys.exit(f"{' '.join(key)}: failed")
     for key in names:
-        command = [sys.executable, __file__, "--worker", *key, str(steps), "--threads", str(arguments.threads)]
-        processes[key] = subprocess.Popen(command, **pipes)
+        processes[key] = start("--worker", key, steps, arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     for key in names:
         answer = processes[key].stdout.readline()
         while answer.rstrip() not in ('"ready"', "null", ""):
@@ -111,9 +113,12 @@ def measure(steps, arguments, printed):
     def turn(key):
         process = processes[key]
         time.sleep(0.05)  # the threads of the one before spin for a while
-        process.stdin.write("\n")
-        process.stdin.flush()
-        seconds, growth[key] = json.loads(process.stdout.readline())
+        try:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds, growth[key] = json.loads(process.stdout.readline())
+        except (OSError, ValueError):
+            sys.exit(f"{' '.join(key)}: failed")
         return [seconds * 1e9]
 
     for key in processes:  # warm: allocations, compilation
@@ -124,9 +129,6 @@ def measure(steps, arguments, printed):
     ):
         for key, rounds in common.interleave({key: lambda key=key: turn(key) for key in processes}, 1).items():
             times[key] += rounds
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
     rows = []
     for who, rule in names:
         row = {"steps": steps, "who": who, "rule": rule}
@@ -141,21 +143,31 @@ def measure(steps, arguments, printed):
 
 
 def main():
-    if "--worker" in sys.argv:
-        who, rule, steps, _, threads = sys.argv[sys.argv.index("--worker") + 1 :]
+    if sys.argv[1:2] in (["--check"], ["--worker"]):
+        flag, who, rule, steps, threads = sys.argv[1:]
         common.pin(int(threads))
-        return worker(who, rule, int(steps), int(threads))
+        return worker(who, rule, int(steps), int(threads), flag == "--check")
     arguments = common.options(
-        __doc__, dict(steps=[900], seconds=15.0, rounds=20), threads=2, steps=([900, 3600, 14400], "T"),
-        rounds=(30, "of one iteration each"), seconds=(120.0, "most time for one T, unless that is under 3 rounds"),
+        __doc__, dict(steps=[900], seconds=15.0, rounds=20), threads=(2, "of every competitor", (1, 64)),
+        steps=([900, 3600, 14400], f"T, of which the cues are {2 * CUE}", (2 * CUE, 100_000)),
+        rounds=(30, "of one iteration each", common.ROUNDS),
+        seconds=(120.0, "most time for one T, unless that is under 3 rounds", (0, 10**6)),
     )  # fmt: skip
     common.start(arguments)
     printed = common.Table(
         T="6d", who="<13", rule="<7", ms="9.2f", MB="9.1f", **{"/ exact": "8.2f", "/ mean": "8.2f", "/ JAX": "8.2f"}
     )  # fmt: skip
-    rows = [row for steps in arguments.steps for row in measure(steps, arguments, printed)]
+    rows = []
+    for steps in arguments.steps:
+        processes = {}
+        try:
+            rows += measure(steps, arguments, printed, processes)
+        finally:
+            for process in processes.values():
+                process.kill()
+                process.wait()
     common.finish(arguments, rows)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -9,8 +9,12 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from time import perf_counter_ns
+
+SIZES = 5, 8192  # every fifth unit is of type I; the matrices of one learner take 0.8 GB, and a script has a dozen
+ROUNDS = 1, 10**6
 
 
 def pin(threads):
@@ -29,33 +33,70 @@ def pin(threads):
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
+def run(main):
+    """Call the main function of a script: Ctrl-C is one line, and no line where the reader of its output has gone."""
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what it still holds has to go somewhere
+        sys.exit(1)
+
+
 def have(*modules):
-    """The modules, or None: the first that is missing is named once on stdout."""
+    """The modules, or None, and why on stdout."""
     try:
         return [importlib.import_module(name) for name in modules]
-    except ImportError as error:
-        name = error.name or modules[0]
-        if name not in _missing:
-            _missing.add(name)
-            print(f"{name}: not installed, skipped")
+    except Exception as error:  # an installed one may fail in its own ways
+        absent = isinstance(error, ModuleNotFoundError) and error.name == modules[0]
+        skip(modules[0], "not installed" if absent else f"fails to load ({' '.join(str(error).split())})")
 
 
-_missing = set()
+def skip(what, why):
+    """Say once that something is left out."""
+    if what not in _skipped:
+        _skipped.add(what)
+        print(f"{what}: {why}, skipped")
+
+
+_skipped = set()
 
 
 def options(doc, short, **defaults):
-    """Parse the command line: what all scripts have, and `defaults`, name -> (value, text), which `short` replaces."""
+    """Parse the command line: what all scripts have, and `defaults`, name -> (value, text, (least, most) or choices).
+
+    `short` replaces their values.
+    """
     out = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--json", type=Path, metavar="FILE", help="also write settings, machine and figures here")
     out.add_argument("--short", action="store_true", help="the short form: fewer sizes and rounds, under a minute")
-    threads = defaults.pop("threads", 1)
-    out.add_argument("--threads", type=int, default=threads, help="for every competitor (default %(default)s)")
-    for name, (value, text) in defaults.items():
+    out.set_defaults(threads=1)
+    for name, (value, text, allowed) in defaults.items():
         many = {"nargs": "+", "type": type(value[0])} if isinstance(value, list) else {"type": type(value)}
+        many |= {"choices": allowed} if many["type"] is str else {}
         out.add_argument(f"--{name}", default=value, help=f"{text} (default {value})", **many)
     if out.parse_args().short:
         out.set_defaults(**short)
-    return out.parse_args()
+    arguments = out.parse_args()
+    for name, (value, _, allowed) in defaults.items():
+        given = getattr(arguments, name)
+        for number in given if isinstance(value, list) else [given]:
+            if not isinstance(number, str) and not allowed[0] <= number <= allowed[1]:
+                out.error(f"--{name}: expected {allowed[0]} to {allowed[1]}, got {number}")
+    if "calls" in arguments and arguments.calls < arguments.rounds:
+        out.error(f"--calls: expected at least one a round, {arguments.rounds}, got {arguments.calls}")
+    path = arguments.json
+    try:
+        if path and path.exists() and not path.is_file():
+            out.error(f"--json: not a file: {path}")
+        if path:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        out.error(f"--json: {error.strerror}: {path}")
+    return arguments
 
 
 def machine(threads):
@@ -75,33 +116,37 @@ def machine(threads):
     return {
         "cpu": model, "cores": os.cpu_count(), "threads": threads, "isa": core.isa(), "compiler": core.compiler(),
         "python": platform.python_version(), "system": platform.platform(), "versions": versions,
+        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }  # fmt: skip
 
 
 def cores_in_fact(threads):
     """Processors' worth of time that as many busy processes get: a shared machine may give less than it shows."""
     spin = "import time; end = time.time() + 0.4\nwhile time.time() < end: pass\nprint(time.process_time())"
-    busy = [subprocess.Popen([sys.executable, "-S", "-c", spin], stdout=subprocess.PIPE, text=True) for _ in range(threads)]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "start_new_session": True}  # Ctrl-C is ours
+    busy = [subprocess.Popen([sys.executable, "-S", "-c", spin], **how) for _ in range(threads)]
     return sum(float(process.communicate()[0]) for process in busy) / 0.4
 
 
 def start(arguments):
     """Pin the threads and print the machine."""
     pin(arguments.threads)
-    about = machine(arguments.threads)
-    if arguments.threads > 1 and (found := cores_in_fact(arguments.threads)) < 0.9 * arguments.threads:
-        print(f"warning: {arguments.threads} busy processes get {found:.1f} processors: another program runs beside this one")
+    about = arguments.machine = machine(arguments.threads)
+    if (found := cores_in_fact(arguments.threads)) < 0.9 * arguments.threads:
+        print(f"warning: {arguments.threads} busy process(es) get {found:.1f} processors: another program runs beside this one")
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     print(f"{about['cpu']}, {about['cores']} cores, {about['threads']} thread(s), {about['isa']}, {about['compiler']}")
-    print(versions)
+    print(versions + (f"; load {about['load'][0]:.1f}" if about["load"] else ""), flush=True)
 
 
 def finish(arguments, rows, **more):
     """Write the JSON file, if asked for."""
+    from modprop_fast.files import write_whole
+
     if arguments.json:
-        settings = {name: value for name, value in vars(arguments).items() if name != "json"}
-        out = {"machine": machine(arguments.threads), "settings": settings, "rows": rows, **more}
-        arguments.json.write_text(json.dumps(out, indent=1) + "\n")
+        settings = {name: value for name, value in vars(arguments).items() if name not in ("json", "machine")}
+        out = json.dumps({"machine": arguments.machine, "settings": settings, "rows": rows, **more}, indent=1) + "\n"
+        write_whole(arguments.json, lambda file: file.write(out.encode()))
 
 
 class Table:
@@ -163,10 +208,10 @@ def ratio(times, one, other):
 
 
 def exponent(x, y):
-    """Slope of log y against log x, by least squares."""
+    """Slope of log y against log x, by least squares; None unless there are two different x."""
     import numpy as np
 
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(set(x)) > 1 else None
 
 
 def huge_pages(n, dtype):
@@ -183,20 +228,19 @@ def huge_pages(n, dtype):
     return block[at : at + size].view(dtype)
 
 
-def compile_c(source, folder, *flags):
-    """A C file as a library, or None where there is no gcc, which is said on stdout."""
+def compile_c(what, source, folder, *flags):
+    """A C file as a library, or None where gcc is missing or fails: then `what` is skipped, which is said on stdout."""
     import ctypes
 
     library = Path(folder) / f"{Path(source).stem}{''.join(flags).replace('/', '')}.so"
     try:
         fast = ("-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
         subprocess.run(["gcc", *fast, "-shared", "-fPIC", *flags, "-o", library, source], check=True)
+        return ctypes.CDLL(str(library))
     except FileNotFoundError:
-        if "gcc" not in _missing:
-            _missing.add("gcc")
-            print("plain C: no gcc, skipped")
-        return None
-    return ctypes.CDLL(str(library))
+        skip(what, "no gcc")
+    except (OSError, subprocess.CalledProcessError) as error:
+        skip(what, f"gcc failed ({getattr(error, 'returncode', error)})")
 
 
 def resident():

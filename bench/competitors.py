@@ -760,8 +760,9 @@ def load(steps=True, only=None):
             STEPS.extend([NumbaExact, NumbaEProp])
         with tempfile.TemporaryDirectory() as folder:
             source = os.path.join(os.path.dirname(__file__), "plain.c")
-            PLAIN = {"float32": compile_c(source, folder), "float64": compile_c(source, folder, "-Dreal=double")}
-        if PLAIN["float32"]:
+            names = {"float32": (), "float64": ("-Dreal=double",)}
+            PLAIN = {name: compile_c("plain C", source, folder, *flags) for name, flags in names.items()}
+        if all(PLAIN.values()):
             STEPS.extend(_plain(name, number) for number, name in enumerate(("e-prop", "exact", "mean")))
     modules = have("torch") if only in (None, "PyTorch") else None
     if modules:
