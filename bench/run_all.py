@@ -10,7 +10,10 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import common
 
 SCRIPTS = ("bench_step", "bench_train", "bench_scaling", "bench_limit")
 COLOURS = {
@@ -34,19 +37,29 @@ def short(out):
     ------
     RuntimeError
         If a script failed: a competitor that computes something else is a failure.
+    OSError
+        If the folder cannot be made or written to.
     """
+    from modprop_fast.files import write_whole
+
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()
     for name in SCRIPTS:
         print(f"\n{name} --short", flush=True)
         command = [sys.executable, Path(__file__).with_name(f"{name}.py"), "--short", "--json", out / f"{name}.json"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        with open(out / f"{name}.txt", "w") as file:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                file.write(line)
-        if process.wait():
+        lines = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    lines.append(line)
+            except BaseException:  # Ctrl-C
+                process.kill()
+                raise
+        if process.returncode:
             raise RuntimeError(f"{name}: failed with exit code {process.returncode}")
+        write_whole(out / f"{name}.txt", lambda file, lines=lines: file.write("".join(lines).encode()))
     return draw(out)
 
 
@@ -59,6 +72,8 @@ def draw(out):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from modprop_fast.files import write_whole
+
     step, train = (json.loads((out / f"{name}.json").read_text()) for name in ("bench_step", "bench_train"))
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 6.4), width_ratios=(1.35, 1), layout="constrained")
     _draw_steps(left, [row for row in step["rows"] if row.get("median_us") and row["dtype"] == "float32"])
@@ -68,7 +83,7 @@ def draw(out):
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     path = out / "bench.png"
-    figure.savefig(path, dpi=130)
+    write_whole(path, lambda file: figure.savefig(file, dpi=130))
     return path
 
 
@@ -83,7 +98,7 @@ def _draw_steps(axes, rows):
     for (who, rule), points in lines.items():
         ours = who == "modprop_fast"
         axes.loglog(*zip(*points), style[rule], color=COLOURS[who], lw=2.4 if ours else 1.3, zorder=3 if ours else 2)
-        ends.append((points[-1][1], points[-1][0], f"{who}, {rule}", COLOURS[who], ours))
+        ends.append((points[-1][1], points[-1][0], f"{who}{' (ctypes)' * (who == 'plain C')}, {rule}", COLOURS[who], ours))
     last = 0.0
     for y, x, text, colour, ours in sorted(ends):  # labels keep a distance from each other
         at = max(y, last * 1.3)
@@ -107,9 +122,8 @@ def _draw_iterations(axes, rows):
     """Bars at the smallest T."""
     steps = min(row["steps"] for row in rows)
     rows = sorted((row for row in rows if row["steps"] == steps), key=lambda row: -row["ms"])
-    names = ["modprop_fast" if row["who"].startswith(("modprop", "chunk")) else row["who"] for row in rows]
-    labels = [f"{row['who'].replace('chunk', 'modprop_fast, chunk')}, {row['rule']}" for row in rows]
-    bars = axes.barh(labels, [row["ms"] for row in rows], color=[COLOURS[name] for name in names], height=0.62)
+    labels = [f"{row['who']}, {row['rule']}" for row in rows]
+    bars = axes.barh(labels, [row["ms"] for row in rows], color=[COLOURS[row["who"]] for row in rows], height=0.62)
     axes.bar_label(bars, [f"{row['ms']:.1f} ms   +{row['peak_mb']:.0f} MB" for row in rows], padding=4, fontsize=8.5)
     axes.set_xlim(0, max(row["ms"] for row in rows) * 1.35)
     axes.set_xlabel("ms per iteration, and memory that it takes")
@@ -120,10 +134,13 @@ def _draw_iterations(axes, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for the figures (default %(default)s)")
-    path = short(parser.parse_args().out)
+    try:
+        path = short(parser.parse_args().out)
+    except (RuntimeError, OSError, ImportError) as error:
+        parser.exit(2 if isinstance(error, OSError) else 1, f"bench: {error}\n")
     if path:
         print(f"\n{path}")
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -323,11 +323,15 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    folders = Path.cwd(), Path(__file__).resolve().parents[1]
+    folders = Path(__file__).resolve().parents[1], Path.cwd()
     script = next((f / "bench" / "run_all.py" for f in folders if (f / "bench" / "run_all.py").exists()), None)
     if script is None:
-        raise ValueError(f"bench: expected to run in a clone of the repository, with its bench folder, got {folders[0]}")
-    return subprocess.run([sys.executable, str(script), "--out", str(arguments.out)]).returncode
+        raise ValueError(f"bench: expected to run in a clone of the repository, with its bench folder, got {Path.cwd()}")
+    with subprocess.Popen([sys.executable, str(script), "--out", str(arguments.out)]) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            return process.wait()  # which says so
 
 
 # ------------------------------------------------------------ info
