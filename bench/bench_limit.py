@@ -183,7 +183,7 @@ def fractions(memory, arguments):
         for rule in ("e-prop", "mean", "exact", "BPTT") if n <= 512 else ():
             batch(rule, n)
     if memory:
-        print("limit of run: to write everything at every step; the engine writes in turn and skips units at rest: it can pass 1")
+        print("limit of run: everything written at every step; the engine writes in turn, and skips units at rest: it can pass 1")
     return rows
 
 

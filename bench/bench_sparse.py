@@ -64,7 +64,8 @@ def main():
         of = {str(n): [p for p in points if p[0] == n and p[1]] for n in arguments.sizes} | {"all": [p for p in points if p[1]]}
         slopes = {n: common.exponent([p[1] for p in at], [points[p] for p in at]) for n, at in of.items()}
         rows.append({"rule": rule_name, "exponents": slopes})
-        print(f"       {rule_name}: exponent", ", ".join(f"{'-' if s is None else f'{s:.2f}'} ({n} N)" for n, s in slopes.items()))
+        slopes = {n: "-" if slope is None else f"{slope:.2f}" for n, slope in slopes.items()}
+        print(f"       {rule_name}: exponent", ", ".join(f"{slope} ({n} N)" for n, slope in slopes.items()))
     common.finish(arguments, rows)
 
 

@@ -4,8 +4,8 @@
 
 For every size and dtype all competitors are measured in turn in one process, one thread each, after each row but `chunk`, which
 updates less often, was checked to compute the same weights (within 1e-3 of their change). Rows: `modprop_fast` is Learner.step;
-`run` and `chunk` are Learner.run per step, over whole chunks; the rest are the competitors of competitors.py and plain.c, called
-once per step. At small N most of `plain C` is the call through ctypes: `plain C run` is the same loop without it. Columns:
+`run` and `chunk` are Learner.run per step, over whole chunks; the rest are the competitors of competitors.py and plain.c,
+called once per step. At small N most of `plain C` is the call through ctypes: `plain C run` is the same loop without it. Columns:
 microseconds over all calls (a tail only where there are calls enough to show it); then this row over Learner.step of the same
 rule, over plain C (where it is `run` or `chunk`, over `plain C run`), and over numba (numba's `exact` for `mean`). Ratios are
 medians over rounds of the ratio of the round's medians.
