@@ -192,9 +192,9 @@ def test_bad_chunks():
     learner = mf.Learner(mf.Network(1, 3, 1, rng=np.random.default_rng(0)))
     xs = np.zeros((4, 1))
     for bad in (0, -1):
-        with pytest.raises(ValueError, match=f"chunk: expected an integer >= 1, got {bad}"):
+        with pytest.raises(ValueError, match=f"chunk: expected an integer >= 1 or 'auto', got {bad}"):
             learner.run(xs, xs, chunk=bad)
-    with pytest.raises(ValueError, match="chunk: expected one of 'auto', got 'all'"):
+    with pytest.raises(TypeError, match="chunk: expected an integer >= 1 or 'auto', got 'all'"):
         learner.fit_trials(xs[None], xs[None], chunk="all")
-    with pytest.raises(TypeError, match="chunk: expected an integer, got 2.5"):
+    with pytest.raises(TypeError, match="chunk: expected an integer >= 1 or 'auto', got 2.5"):
         learner.gradient(xs[None], xs[None], chunk=2.5)
