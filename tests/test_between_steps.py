@@ -73,6 +73,32 @@ def test_with_few_connections_too_what_follows_a_divergence_starts_from_rest(chu
     assert same_bits(learner.network.weights, fresh.network.weights)
 
 
+RULES = {"exact": mf.ModProp(0.5), "mean": mf.ModProp(0.5, factor="mean"), "e-prop": mf.EProp()}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("n_rec", [20, 300])
+def test_what_was_learned_is_felt_however_long_nothing_is_learned_after_it(name, n_rec):
+    xs, targets = draw(60)
+    one, other = (make(RULES[name], n_rec, types={"E": 0.8, "I": 0.2}) for _ in range(2))
+    for each in (one, other):
+        each.run(xs[:10], targets[:10])
+    other.network.settle()
+    np.testing.assert_allclose(one.run(xs[10:]), other.run(xs[10:]), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(one.network.w_rec, other.network.w_rec, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_chunk_that_diverges_teaches_nothing_and_those_before_it_do(name):
+    xs, targets = draw(40)
+    xs[20] = 1e308
+    one, other = (make(RULES[name], 40, types={"E": 0.8, "I": 0.2}, activation="relu") for _ in range(2))
+    with pytest.raises(FloatingPointError):
+        one.run(xs, targets, chunk=8)
+    other.run(xs[:16], targets[:16], chunk=8)
+    assert same_bits(one.network.weights, other.network.weights)
+
+
 @pytest.mark.parametrize("name", ["network", "rule", "loss_name", "optimizer", "update", "threads"])
 def test_a_learner_stays_what_it_was_made(name):
     learner = make()
