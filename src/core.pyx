@@ -158,7 +158,6 @@ cdef class Engine(_Arrangement):
 
     def snapshot(self) -> dict:
         """All that a step reads or leaves behind, as copies; no addresses."""
-        cdef Model *m = &self.m
         if mpf_take(&self.busy):
             self._refuse("copy")
         try:
