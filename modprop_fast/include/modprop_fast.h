@@ -141,7 +141,8 @@ typedef struct mpf_api {
                           size_t mpf_mask_bytes, int mpf_learn, void *mpf_y, size_t mpf_y_bytes);
 
     /* With update "apply": one update of plain gradient descent by what has added up, which starts again from zero.
-       MPF_KIND where the learner has another optimizer, or a rule planned anew in Python: call Learner.apply. */
+       MPF_KIND where the learner has another optimizer, or a rule planned anew in Python: call Learner.apply.
+       MPF_DIVERGED where it is not finite: it is dropped, the weights stay. */
     int (*mpf_apply)(mpf_learner *mpf_handle);
 
     /* Loss of the last step, or its sum over the last run; 0 without a target. */
