@@ -17,7 +17,7 @@ MAX_TOGETHER: int
 MAX_WINDOW: int
 PLAN_EVERY: int
 SPARSE: dict[str, tuple[int, float]]
-DEFER_FROM: int
+AT_ONCE: int
 
 def compiler() -> str: ...
 def available_isas() -> tuple[str, ...]: ...

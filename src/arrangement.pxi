@@ -88,6 +88,7 @@ cdef class _Arrangement(_Memory):
 
     cdef _set_window(self, Py_ssize_t window):
         self.kernels.write(&self.m)
+        self.m.owed_until, self.m.counted = self.m.t, False
         self.m.window = 1 if self.m.n_taps else self.m.exact_steps or window
         self.m.n_groups = self.m.window if self.m.online and not self.m.sparse else 1
         self.constants["since"][:] = self.m.t

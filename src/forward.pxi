@@ -90,9 +90,14 @@ cdef void keep_h(Model *m, real *ring) noexcept nogil:
         m.awake[i] = m.awake[i] << 1 | (h[i] != 0)
 
 
+cdef inline bint at_once(const Model *m) noexcept nogil:
+    """Whether, where updates may wait, it is for one step: the next writes all that this one has left."""
+    return m.deferred and m.online and m.n_groups == 1
+
+
 cdef inline bint spares(const Model *m) noexcept nogil:
     """Whether what waits is written as sums over s_t: where sources are silent at times, and many are written at once."""
-    return m.deferred and m.spoke != NULL and m.n_sources >= SPARED_FROM * m.n_groups
+    return m.deferred and m.spoke != NULL and m.n_sources >= SPARED_FROM * m.n_groups and not at_once(m)
 
 
 cdef void keep_sent(Model *m, real *ring, real take) noexcept nogil:

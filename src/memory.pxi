@@ -119,7 +119,7 @@ cdef class _Memory:
             return False
         if plan.trace == "taps" or (plan.trace == "mean" and (plan.types is None or not plan.self_modulation)):
             return False
-        return plan.rank <= 2 and network.n_rec >= DEFER_FROM
+        return plan.rank <= 2
 
     def _few(self):
         """Whether the rule is one that `sparse.pxi` knows and the connections are few enough for it to pay."""
@@ -132,7 +132,11 @@ cdef class _Memory:
 
     cdef Py_ssize_t _usual_window(self):
         """Steps that traces may lag behind in an engine that is online, without chunks."""
-        return WINDOW_ONLINE if not self.m.may_defer else WINDOW_DEFERRED if self.m.n_rec < 256 else WINDOW
+        if not self.m.may_defer:
+            return WINDOW_ONLINE
+        if self.m.n_sources * self._n_places_by_source() * self.network.dtype.itemsize <= AT_ONCE << (self.m.activation != RELU):
+            return 1
+        return WINDOW_DEFERRED if self.m.n_rec < 256 else WINDOW
 
     cdef Py_ssize_t _whole_lines(self, Py_ssize_t n):
         return (n + LANES - 1) // LANES * LANES

@@ -14,6 +14,9 @@
 # Of the `mean` factor by types all is of rank r, a row for each type: these rows are summed up and need not be written
 # before the weights are asked for.  The type means of W follow from sums over types of R, h and eps, without a look at W.
 #
+# With one group (`at_once`: small networks, whose weights stay in the first caches) a step leaves its update to the next, which
+# writes all of it while it hears the sources, and nothing is felt.
+#
 # In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.  A chunk
 # of more steps than `window` is written every so many, but for the weights, which stand by themselves until its end.
 
@@ -93,8 +96,11 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     cdef const real *row = <const real *>m.class_sums
     if not m.turned:
         bring_in(m, <real *>m.by_source)
-    list_sources(m, z)
-    share_out(m, False, 0, placed)
+    if at_once(m) and m.since[0] < m.t:
+        write_and_hear(m, placed)
+    else:
+        list_sources(m, z)
+        share_out(m, False, 0, placed)
     if waits:
         feel(m, placed, <real *>m.own)
     by_place(m, current, <const real *>placed, True)
@@ -121,6 +127,13 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, r
     cdef real *local = <real *>m.local + s * P
     cdef real *onto
     cdef real *carried
+    if at_once(m):
+        m.owed_until, m.unwritten = m.t, m.unwritten or learn
+        if m.trace == TRACE_EXACT:
+            by_place(m, <real *>m.eps_placed + s * P, <const real *>m.eps + s * m.stride, False)
+        elif not learn:
+            m.since[0] = m.t  # there is nothing to write
+        return
     memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
     if m.trace == TRACE_EXACT:
         by_place(m, <real *>m.eps_placed + s * P, <const real *>m.eps + s * m.stride, False)
@@ -185,6 +198,32 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
         else:
             write_vectors(<const f64v *>NULL, &it, q, q_end, line * (LANES // F64_LANES), end * (LANES // F64_LANES), rank, owed, of)
         line = end
+
+
+cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
+    """What the last step has left is written, and meanwhile `placed` = the products with s_t."""
+    cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), before = slot(m, m.t - 1), a
+    cdef Py_ssize_t rank = r if m.trace == TRACE_EXACT else 0
+    cdef real *drive = <real *>m.coef
+    cdef Writing it
+    it.rows, it.width, it.n_terms = m.by_source, P, m.erred[s]
+    it.carry, it.K = <real *>m.modulator + s * r, <real *>m.power_K + r * r
+    it.terms[0], it.local[0] = <real *>m.eps + s * m.stride, <real *>m.local + s * P
+    for a in range(r if m.trace == TRACE_MEAN else 0):
+        it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.class_rows + a * m.stride, <real *>m.factor_of + a * P
+        it.n_terms += 1
+    if rank:
+        it.terms[it.n_terms] = <real *>m.eps + before * m.stride
+        memset(drive, 0, r * P * sizeof(real))
+    for a in range(rank):
+        spread_drive(m, drive, <real *>m.h_past + before * P, <real *>m.power_drive + (r + a) * m.n_drive)
+        it.local[it.n_terms + a] = drive
+        drive += P
+    if real is float:
+        write_and_hear_vectors(<f32v *>placed, &it, m, filled_lines(m), rank)
+    else:
+        write_and_hear_vectors(<f64v *>placed, &it, m, filled_lines(m), rank)
+    m.since[0] = m.t
 
 
 cdef void write_group(Model *m, Py_ssize_t group, bint whole, real *coef) noexcept nogil:

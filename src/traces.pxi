@@ -444,7 +444,7 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     cdef real *own
     cdef real *rows = <real *>m.class_rows
     cdef real *sums = NULL
-    if learn and (m.deferred or not m.online):
+    if learn and (m.deferred or not m.online) and not at_once(m):
         sums, m.summed = <real *>m.class_sums, True
     for c in range(r):
         if real is float:
@@ -553,6 +553,8 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
     if m.deferred:
         if m.follows and m.trace == TRACE_EXACT:
             filter_powers(m, n_steps, <real *>m.power_K)
+        if at_once(m) and n_steps:
+            write_and_hear(m, <real *>m.placed)
         for group in range(m.n_groups):
             if m.since[group] < m.t or m.summed:
                 write_group(m, group, True, coef)
@@ -619,7 +621,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
     if exact and not m.sparse:
         if m.follows:
             filter_powers(m, n_steps, <real *>m.power_K)
-        if learn:
+        if learn and not at_once(m):
             carry_back(m, n_steps, <real *>m.back)
     m.updates += learn
     refresh = learn and m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
@@ -632,7 +634,8 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
             follow_sums(m, learn, <real *>m.old)
         elif m.follows and learn:
             learn_sums(m, learned)
-        write_group(m, due, False, coef)
+        if not at_once(m):
+            write_group(m, due, False, coef)
         if refresh:
             means_of_types(m)
             derive_filter(m, <real *>m.K)

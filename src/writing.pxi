@@ -10,6 +10,9 @@
 #     sum_{n < M} C_n (1-k) s_{t-n}[q]  +  C_M eps_{t-M}[q]          C_n = c_n + k C_{n-1}
 #
 # where a source has no term of a step at which it was silent: in a relu network half of all.
+#
+# `write_and_hear` is for networks that the first caches hold: nothing waits but the last step, which the next one writes while it
+# hears the sources.  No term is kept, no product of terms is taken.
 
 
 cdef enum:
@@ -285,3 +288,111 @@ cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py
         write_by(kind, it, first, last, v, end, 2, True, of)
     else:
         write_by(kind, it, first, last, v, end, 2, False, of)
+
+
+# ---------------------------------------------------------------- one step, while the sources are heard
+
+cdef inline void leave_own(real *fix, real *row, Py_ssize_t own, real kept, real s, Py_ssize_t P, Py_ssize_t rank) noexcept nogil:
+    """A weight that is no synapse as it was, no traces of it, and what its product is short of."""
+    cdef Py_ssize_t a
+    fix[own] = (kept - row[own]) * s
+    row[own] = kept
+    for a in range(1, 1 + rank):
+        row[own + a * P] = 0
+
+
+cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, const Model *m, Py_ssize_t v, Py_ssize_t wide, Py_ssize_t n_terms,
+                                     Py_ssize_t rank) noexcept nogil:
+    """So many vectors of all sources:  R = K R + drive eps,  W -= sum_n local_n terms_n + m R,  out = W s_t.
+
+    The drives are behind the `local`, and eps behind the `terms`; none of these: W stays as it is.
+    """
+    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, n_own = 0 if m.autapses else m.n_rec, q, n, k, own
+    cdef vec part[4 * 3]
+    cdef vec term[3]
+    cdef vec sum[4]
+    cdef vec fix[4]
+    cdef vec K[4]
+    cdef vec modulator[2]
+    cdef vec w, a, b, c, s, eps
+    cdef double kept = 0
+    for n in range(n_terms + rank):
+        for k in range(wide):
+            w = (<const vec *>it.local[n])[v + k]
+            part[n * wide + k] = -w if n < n_terms else w
+    for k in range(rank * rank):
+        K[k] = spread(out, it.K, k)
+    for k in range(rank if n_terms else 0):
+        modulator[k] = -spread(out, it.carry, k)
+    for k in range(wide):
+        sum[k] = fix[k] = spread(out, &ZERO, 0)
+    row += v
+    for q in range(m.n_sources):
+        own = m.place[q] - v * lanes if q < n_own else -1
+        if 0 <= own < wide * lanes:
+            kept = entry(row, own)
+        s = spread(out, m.pre, q)
+        for n in range(n_terms):
+            term[n] = spread(out, it.terms[n], q)
+        if rank:
+            eps = spread(out, it.terms[n_terms], q)
+        for k in range(wide):
+            w = row[k]
+            for n in range(n_terms):
+                w = madd(w, part[n * wide + k], term[n])
+            if rank == 1:
+                a = madd(K[0] * row[V + k], part[n_terms * wide + k], eps)
+            if rank == 2:
+                b, c = row[V + k], row[2 * V + k]
+                a = madd(madd(K[0] * b, K[1], c), part[n_terms * wide + k], eps)
+                b = madd(madd(K[2] * b, K[3], c), part[(n_terms + 1) * wide + k], eps)
+                row[2 * V + k] = b
+            if rank:
+                row[V + k] = a
+                if n_terms:
+                    w = madd(w, modulator[0], a)
+            if rank == 2 and n_terms:
+                w = madd(w, modulator[1], b)
+            if n_terms:
+                row[k] = w
+            sum[k] = madd(sum[k], w, s)
+        if 0 <= own < wide * lanes:
+            if vec is f32v:
+                leave_own(<float *>fix, <float *>row, own, <float>kept, (<const float *>m.pre)[q], it.width, rank)
+            else:
+                leave_own(<double *>fix, <double *>row, own, kept, (<const double *>m.pre)[q], it.width, rank)
+        row += (1 + rank) * V
+    for k in range(wide):
+        out[v + k] = sum[k] + fix[k]
+
+
+cdef inline void write_and_hear_by(vec *out, const Writing *it, const Model *m, Py_ssize_t n_vectors, Py_ssize_t n_terms, Py_ssize_t rank) noexcept nogil:
+    cdef vec *rows = <vec *>it.rows
+    cdef Py_ssize_t v = 0, wide
+    while v < n_vectors:
+        wide = tile_of(v, n_vectors)
+        if wide == 4:
+            write_and_hear_some(out, rows, it, m, v, 4, n_terms, rank)
+        elif wide == 2:
+            write_and_hear_some(out, rows, it, m, v, 2, n_terms, rank)
+        else:
+            write_and_hear_some(out, rows, it, m, v, 1, n_terms, rank)
+        v += wide
+
+
+cdef void write_and_hear_vectors(vec *out, const Writing *it, const Model *m, Py_ssize_t n_lines, Py_ssize_t rank) noexcept nogil:
+    cdef Py_ssize_t n = n_lines * per_line(out)
+    if rank == 2 and it.n_terms:
+        write_and_hear_by(out, it, m, n, 1, 2)
+    elif rank == 2:
+        write_and_hear_by(out, it, m, n, 0, 2)
+    elif rank == 1 and it.n_terms:
+        write_and_hear_by(out, it, m, n, 1, 1)
+    elif rank == 1:
+        write_and_hear_by(out, it, m, n, 0, 1)
+    elif it.n_terms == 3:
+        write_and_hear_by(out, it, m, n, 3, 0)
+    elif it.n_terms == 2:
+        write_and_hear_by(out, it, m, n, 2, 0)
+    else:
+        write_and_hear_by(out, it, m, n, 1, 0)

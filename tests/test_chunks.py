@@ -181,11 +181,11 @@ def test_a_write_into_the_weights_counts_at_the_next_step(write, call):
         found, expected = learner.step(xs[6]), fresh.step(xs[6])
     else:
         found, expected = learner.run(xs[6:])[0], fresh.run(xs[6:])[0]
-    assert np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # whoever looks changes the order of additions
     untouched = mf.Network(2, 9, 2, activation="tanh", rng=np.random.default_rng(1))
     other = mf.Learner(untouched, mf.ModProp(0.25), optimizer=mf.SGD(0.1))
     other.run(xs[:6], targets[:6])
-    assert not np.array_equal(other.step(xs[6]), found)
+    assert np.abs(other.step(xs[6]) - found).max() > 1e-3
 
 
 def test_bad_chunks():
