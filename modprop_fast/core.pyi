@@ -18,6 +18,7 @@ MAX_WINDOW: int
 PLAN_EVERY: int
 SPARSE: dict[str, tuple[int, float]]
 AT_ONCE: int
+SIGNED_AT_ONCE: int
 
 def compiler() -> str: ...
 def available_isas() -> tuple[str, ...]: ...

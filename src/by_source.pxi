@@ -127,14 +127,14 @@ cdef void go_on(Model *m, bint learn, real *by_source, const real *still) noexce
 
 # ---------------------------------------------------------------- the product with s_t
 
-cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank) noexcept nogil:
+cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank, Py_ssize_t first) noexcept nogil:
     cdef Py_ssize_t group, q, a, n = 0
     cdef real c[2]
     cdef real x
     for group in range(m.n_groups):
         for a in range(rank):
             c[a] = -(<const real *>m.carried)[group * rank + a]
-        for q in range(m.bounds[group], min(m.bounds[group + 1], m.n_sources)):
+        for q in range(max(m.bounds[group], first), min(m.bounds[group + 1], m.n_sources)):
             x = s[q]
             m.heard[n], count[n * (1 + rank)] = <int>q, x
             for a in range(rank):
@@ -150,11 +150,11 @@ cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank) 
 cdef void list_sources(Model *m, const real *s) noexcept nogil:
     """Which sources are not silent, and what they and their traces count for: s, -s c."""
     if m.trace != TRACE_EXACT or m.t >= m.owed_until:
-        list_by(m, s, <real *>m.heard_count, 0)
+        list_by(m, s, <real *>m.heard_count, 0, 0)
     elif m.rank == 1:
-        list_by(m, s, <real *>m.heard_count, 1)
+        list_by(m, s, <real *>m.heard_count, 1, 0)
     else:
-        list_by(m, s, <real *>m.heard_count, 2)
+        list_by(m, s, <real *>m.heard_count, 2, 0)
 
 
 cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:

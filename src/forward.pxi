@@ -91,7 +91,7 @@ cdef void keep_h(Model *m, real *ring) noexcept nogil:
 
 
 cdef inline bint at_once(const Model *m) noexcept nogil:
-    """Whether, where updates may wait, it is for one step: the next writes all that this one has left."""
+    """Whether, where weights lie by source, every step writes all."""
     return m.deferred and m.online and m.n_groups == 1
 
 
@@ -135,6 +135,8 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     memcpy(pre + n, x, m.n_in * sizeof(real))
     if m.driven:
         pass
+    elif m.deferred and m.ahead:
+        inputs_alone(m, <real *>m.placed)
     elif m.deferred:
         recurrent_input(m, <real *>m.placed)
     elif m.sparse and not m.ahead:
@@ -147,7 +149,7 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
         memcpy(<real *>m.sources + slot(m, m.t) * m.stride, pre, m.stride * sizeof(real))
     if m.sparse:
         packed_input(m, <real *>m.input, pre + n)
-    elif not m.driven:
+    elif not (m.driven or m.deferred):
         matvec(<real *>m.input, <const real *>m.w_in, x, n, m.n_in)
         if b_rec != NULL:
             axpy(<real *>m.input, <real>1, b_rec, n)

@@ -115,7 +115,9 @@ cdef class _Memory:
     def _may_defer(self):
         """Whether updates may wait (pending.pxi), and whether that pays."""
         network, plan = self.network, self.plan
-        if network.sign is not None or network.mask is not None or plan.exact_steps or plan.offline_because:
+        if network.sign is not None and self._weights_in_bytes() > SIGNED_AT_ONCE:
+            return False
+        if network.mask is not None or plan.exact_steps or plan.offline_because:
             return False
         if plan.trace == "taps" or (plan.trace == "mean" and (plan.types is None or not plan.self_modulation)):
             return False
@@ -134,9 +136,12 @@ cdef class _Memory:
         """Steps that traces may lag behind in an engine that is online, without chunks."""
         if not self.m.may_defer:
             return WINDOW_ONLINE
-        if self.m.n_sources * self._n_places_by_source() * self.network.dtype.itemsize <= AT_ONCE << (self.m.activation != RELU):
+        if self._weights_in_bytes() <= AT_ONCE << (self.m.activation != RELU):
             return 1
         return WINDOW_DEFERRED if self.m.n_rec < 256 else WINDOW
+
+    cdef Py_ssize_t _weights_in_bytes(self):
+        return self.m.n_sources * self._n_places_by_source() * self.network.dtype.itemsize
 
     cdef Py_ssize_t _whole_lines(self, Py_ssize_t n):
         return (n + LANES - 1) // LANES * LANES

@@ -67,8 +67,8 @@ ctypedef struct Model:
     bint instant              # mu is the mean of h over each type, at every step
     bint ahead                # `current` holds W z of the step to come
     bint driven               # and what W_in x and b add to it
-    bint may_defer            # online, without a constraint on single weights, and not more than two modulators: updates may be written later, see pending.pxi
-    bint deferred             # they are
+    bint may_defer            # online, without a mask, and not more than two modulators: weights may lie by source and, but for signs, updates wait, see pending.pxi
+    bint deferred             # they do
     bint turned               # then `by_source` holds what the weights are, or the network's arrays do
     bint frozen               # and felt only at the end of a chunk of steps, when all are written
     bint stands               # within such a chunk: `still` holds the weights, see pending.pxi

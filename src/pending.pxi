@@ -10,12 +10,12 @@
 # So a step reads W and R once, adds a few products of vectors, and writes nothing of that size; every step brings
 # one group of sources up to date, in turn, by one update of rank `window`.
 #
-# It is the plain sum that makes this possible: a sign or a mask that a weight must obey at every step does not.
+# It is the plain sum that makes this possible: a sign that a weight must obey at every step does not, nor does a mask.
 # Of the `mean` factor by types all is of rank r, a row for each type: these rows are summed up and need not be written
 # before the weights are asked for.  The type means of W follow from sums over types of R, h and eps, without a look at W.
 #
-# With one group (`at_once`: small networks, whose weights stay in the first caches) a step leaves its update to the next, which
-# writes all of it while it hears the sources, and nothing is felt.
+# With one group (`at_once`: small networks, whose weights stay in the first caches, and weights that keep their signs) nothing waits:
+# every step writes all, and of the next takes the product with z on the way.
 #
 # In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.  A chunk
 # of more steps than `window` is written every so many, but for the weights, which stand by themselves until its end.
@@ -96,11 +96,8 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     cdef const real *row = <const real *>m.class_sums
     if not m.turned:
         bring_in(m, <real *>m.by_source)
-    if at_once(m) and m.since[0] < m.t:
-        write_and_hear(m, placed)
-    else:
-        list_sources(m, z)
-        share_out(m, False, 0, placed)
+    list_sources(m, z)
+    share_out(m, False, 0, placed)
     if waits:
         feel(m, placed, <real *>m.own)
     by_place(m, current, <const real *>placed, True)
@@ -118,6 +115,13 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     m.driven = True
 
 
+cdef void inputs_alone(Model *m, real *placed) noexcept nogil:
+    """input = [W_in | b] [x_t | 1]: the rest has been heard."""
+    list_by(m, <const real *>m.pre, <real *>m.heard_count, 0, m.n_rec)
+    share_out(m, False, 0, placed)
+    by_place(m, <real *>m.input, <const real *>placed, True)
+
+
 # ---------------------------------------------------------------- after a step
 
 cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, real *carry) noexcept nogil:
@@ -129,10 +133,8 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, r
     cdef real *carried
     if at_once(m):
         m.owed_until, m.unwritten = m.t, m.unwritten or learn
-        if m.trace == TRACE_EXACT:
+        if m.trace == TRACE_EXACT and m.sign == NULL:  # for `follow_sums`
             by_place(m, <real *>m.eps_placed + s * P, <const real *>m.eps + s * m.stride, False)
-        elif not learn:
-            m.since[0] = m.t  # there is nothing to write
         return
     memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
     if m.trace == TRACE_EXACT:
@@ -201,12 +203,20 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
 
 
 cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
-    """What the last step has left is written, and meanwhile `placed` = the products with s_t."""
-    cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), before = slot(m, m.t - 1), a
+    """What this step says of weights and traces is written, and meanwhile current = W z for the next."""
+    cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), before = slot(m, m.t - 1), a, b
     cdef Py_ssize_t rank = r if m.trace == TRACE_EXACT else 0
     cdef real *drive = <real *>m.coef
+    cdef real *z = <real *>m.input
+    cdef real total[2]
     cdef Writing it
-    it.rows, it.width, it.n_terms = m.by_source, P, m.erred[s]
+    m.since[0] = m.t
+    if not rank and not m.erred[s]:
+        return
+    memset(z, 0, m.stride * sizeof(real))
+    memcpy(z, m.pre, m.n_rec * sizeof(real))
+    memset(drive, 0, (2 * r + 1) * P * sizeof(real))  # places without a unit, too
+    it.rows, it.width, it.n_terms, it.sent[0], it.tally = m.by_source, P, m.erred[s], z, drive + r * P
     it.carry, it.K = <real *>m.modulator + s * r, <real *>m.power_K + r * r
     it.terms[0], it.local[0] = <real *>m.eps + s * m.stride, <real *>m.local + s * P
     for a in range(r if m.trace == TRACE_MEAN else 0):
@@ -214,7 +224,6 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         it.n_terms += 1
     if rank:
         it.terms[it.n_terms] = <real *>m.eps + before * m.stride
-        memset(drive, 0, r * P * sizeof(real))
     for a in range(rank):
         spread_drive(m, drive, <real *>m.h_past + before * P, <real *>m.power_drive + (r + a) * m.n_drive)
         it.local[it.n_terms + a] = drive
@@ -223,7 +232,17 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         write_and_hear_vectors(<f32v *>placed, &it, m, filled_lines(m), rank)
     else:
         write_and_hear_vectors(<f64v *>placed, &it, m, filled_lines(m), rank)
-    m.since[0] = m.t
+    by_place(m, <real *>m.current, <const real *>placed, True)
+    m.ahead = True
+    if m.sign == NULL or m.type == NULL or not m.erred[s]:
+        return
+    for b in range(r):
+        matvec(total, <const real *>m.u, <const real *>it.tally + b * P, r, P)
+        for a in range(r):
+            m.type_sums[a * r + b] = total[a]
+    matvec(total, <const real *>m.u, <const real *>it.tally + r * P, r, P)
+    for a in range(r):
+        m.type_sums[a * r + a] += total[a]
 
 
 cdef void write_group(Model *m, Py_ssize_t group, bint whole, real *coef) noexcept nogil:

@@ -119,7 +119,7 @@ cdef void sum_weights(Model *m, real *scratch) noexcept nogil:
     cdef real *s = scratch + m.stride
     for b in range(r):
         memcpy(s, <const real *>m.membership + b * m.stride, m.stride * sizeof(real))
-        list_by(m, s, <real *>m.heard_count, 0)
+        list_by(m, s, <real *>m.heard_count, 0, 0)
         share_out(m, False, 0, s)
         matvec(total, <const real *>m.u, <const real *>m.placed, r, m.n_places)
         for a in range(r):

@@ -553,8 +553,6 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
     if m.deferred:
         if m.follows and m.trace == TRACE_EXACT:
             filter_powers(m, n_steps, <real *>m.power_K)
-        if at_once(m) and n_steps:
-            write_and_hear(m, <real *>m.placed)
         for group in range(m.n_groups):
             if m.since[group] < m.t or m.summed:
                 write_group(m, group, True, coef)
@@ -630,11 +628,15 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         return
     if m.deferred:
         defer(m, n_steps, learn, learned, <real *>m.back + SLOTS * r)
-        if m.follows and exact:
+        if m.sign != NULL:
+            pass  # the sums are taken while weights are written
+        elif m.follows and exact:
             follow_sums(m, learn, <real *>m.old)
         elif m.follows and learn:
             learn_sums(m, learned)
-        if not at_once(m):
+        if at_once(m):
+            write_and_hear(m, <real *>m.placed)
+        else:
             write_group(m, due, False, coef)
         if refresh:
             means_of_types(m)

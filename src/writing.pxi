@@ -11,8 +11,8 @@
 #
 # where a source has no term of a step at which it was silent: in a relu network half of all.
 #
-# `write_and_hear` is for networks that the first caches hold: nothing waits but the last step, which the next one writes while it
-# hears the sources.  No term is kept, no product of terms is taken.
+# `write_and_hear` is for networks that the first caches hold, and for weights that may not change their signs: every step writes
+# all, and while a row is at hand hears it for the next.  No term is kept, no product of terms is taken.
 
 
 cdef enum:
@@ -27,7 +27,7 @@ ctypedef struct Writing:
     void *rows                 # (n_sources, 1 + rank, width)
     Py_ssize_t width           # P
     bint far                   # they are not in the caches of one core: the next ones are called for in time
-    const void *carry          # (rank,) what the traces count for
+    const void *carry          # (rank,) what the traces count for; in `write_and_hear` the modulators of the step
     const void *K              # (rank, rank) what becomes of them
     Py_ssize_t n_terms, n_traced, n_classes, type
     const void *terms[SLOTS + 2]  # (Q,) rows: the first n_traced count for the traces, too
@@ -39,6 +39,7 @@ ctypedef struct Writing:
     bint spared                # as sums over s_t
     const void *sent[SLOTS]    # (Q,) (1-k) s_t of n steps ago
     const unsigned int *spoke  # (Q,) bit n: whether it is not 0
+    void *tally                # of `write_and_hear`, see there
     const void *keep           # (1,) k
 
 
@@ -230,7 +231,7 @@ cdef inline void write_one(vec *row, const Writing *it, const vec *carry, const 
 
 
 cdef inline Py_ssize_t tile_of(Py_ssize_t v, Py_ssize_t stop) noexcept nogil:
-    """Vectors that are written at once."""
+    """Vectors that are written at once: of whole lines, so that in narrow registers they are 4."""
     return 4 if v + 4 <= stop else 2 if v + 2 <= stop else 1
 
 
@@ -260,9 +261,9 @@ cdef inline void write_spared(const vec *kind, const Writing *it, Py_ssize_t fir
                 wide = tile_of(at, stop)
                 if wide == 4:
                     write_one(row + at, it, carry, K, coef + (at - v) * apart, q, 4, rank, owed)
-                elif wide == 2:
+                elif per_line(kind) < 4 and wide == 2:
                     write_one(row + at, it, carry, K, coef + (at - v) * apart, q, 2, rank, owed)
-                else:
+                elif per_line(kind) == 1:
                     write_one(row + at, it, carry, K, coef + (at - v) * apart, q, 1, rank, owed)
                 at += wide
         v = stop
@@ -290,31 +291,35 @@ cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py
         write_by(kind, it, first, last, v, end, 2, False, of)
 
 
-# ---------------------------------------------------------------- one step, while the sources are heard
+# ---------------------------------------------------------------- one step, and what the next hears
 
-cdef inline void leave_own(real *fix, real *row, Py_ssize_t own, real kept, real s, Py_ssize_t P, Py_ssize_t rank) noexcept nogil:
-    """A weight that is no synapse as it was, no traces of it, and what its product is short of."""
+cdef inline void leave_own(real *fix, real *short, real *row, Py_ssize_t own, real kept, real s, Py_ssize_t P, Py_ssize_t rank) noexcept nogil:
+    """A weight that is no synapse as it was, no traces of it, and what the sums over it are short of."""
     cdef Py_ssize_t a
-    fix[own] = (kept - row[own]) * s
+    short[own] = kept - row[own]
+    fix[own] = short[own] * s
     row[own] = kept
     for a in range(1, 1 + rank):
         row[own + a * P] = 0
 
 
 cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, const Model *m, Py_ssize_t v, Py_ssize_t wide, Py_ssize_t n_terms,
-                                     Py_ssize_t rank) noexcept nogil:
-    """So many vectors of all sources:  R = K R + drive eps,  W -= sum_n local_n terms_n + m R,  out = W s_t.
+                                     Py_ssize_t rank, bint signed, Py_ssize_t n_types) noexcept nogil:
+    """So many vectors of all sources:  R = K R + drive eps,  W -= sum_n local_n terms_n + m R,  out = W z  with z as `sent`.
 
     The drives are behind the `local`, and eps behind the `terms`; none of these: W stays as it is.
+    `signed`: no weight crosses zero.  tally[b] = sums of W over the sources of type b, (n_types, P), and [n_types] what all are short of.
     """
     cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, n_own = 0 if m.autapses else m.n_rec, q, n, k, own
     cdef vec part[4 * 3]
     cdef vec term[3]
     cdef vec sum[4]
     cdef vec fix[4]
+    cdef vec short[4]
+    cdef vec tally[2 * 4]
     cdef vec K[4]
     cdef vec modulator[2]
-    cdef vec w, a, b, c, s, eps
+    cdef vec w, a, b, c, s, eps, sign
     cdef double kept = 0
     for n in range(n_terms + rank):
         for k in range(wide):
@@ -325,13 +330,17 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
     for k in range(rank if n_terms else 0):
         modulator[k] = -spread(out, it.carry, k)
     for k in range(wide):
-        sum[k] = fix[k] = spread(out, &ZERO, 0)
+        sum[k] = fix[k] = short[k] = spread(out, &ZERO, 0)
+    for k in range(n_types * wide):
+        tally[k] = spread(out, &ZERO, 0)
     row += v
     for q in range(m.n_sources):
         own = m.place[q] - v * lanes if q < n_own else -1
         if 0 <= own < wide * lanes:
             kept = entry(row, own)
-        s = spread(out, m.pre, q)
+        s = spread(out, it.sent[0], q)
+        if signed:
+            sign = spread(out, m.sign, q) if q < m.n_rec else spread(out, &ZERO, 0)
         for n in range(n_terms):
             term[n] = spread(out, it.terms[n], q)
         if rank:
@@ -353,46 +362,66 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
                     w = madd(w, modulator[0], a)
             if rank == 2 and n_terms:
                 w = madd(w, modulator[1], b)
+            if signed:
+                w = keep_sign(w, &sign)
             if n_terms:
                 row[k] = w
+            for n in range(n_types):
+                tally[n * wide + k] = madd(tally[n * wide + k], w, spread(out, m.membership, n * m.stride + q))
             sum[k] = madd(sum[k], w, s)
         if 0 <= own < wide * lanes:
             if vec is f32v:
-                leave_own(<float *>fix, <float *>row, own, <float>kept, (<const float *>m.pre)[q], it.width, rank)
+                leave_own(<float *>fix, <float *>short, <float *>row, own, <float>kept, (<const float *>it.sent[0])[q], it.width, rank)
             else:
-                leave_own(<double *>fix, <double *>row, own, kept, (<const double *>m.pre)[q], it.width, rank)
+                leave_own(<double *>fix, <double *>short, <double *>row, own, kept, (<const double *>it.sent[0])[q], it.width, rank)
         row += (1 + rank) * V
     for k in range(wide):
         out[v + k] = sum[k] + fix[k]
+        for n in range(n_types):
+            (<vec *>it.tally)[n * V + v + k] = tally[n * wide + k]
+        if n_types:
+            (<vec *>it.tally)[n_types * V + v + k] = short[k]
 
 
-cdef inline void write_and_hear_by(vec *out, const Writing *it, const Model *m, Py_ssize_t n_vectors, Py_ssize_t n_terms, Py_ssize_t rank) noexcept nogil:
+cdef inline void write_and_hear_by(vec *out, const Writing *it, const Model *m, Py_ssize_t n_vectors, Py_ssize_t n_terms, Py_ssize_t rank,
+                                   bint signed, Py_ssize_t n_types) noexcept nogil:
     cdef vec *rows = <vec *>it.rows
     cdef Py_ssize_t v = 0, wide
     while v < n_vectors:
         wide = tile_of(v, n_vectors)
         if wide == 4:
-            write_and_hear_some(out, rows, it, m, v, 4, n_terms, rank)
-        elif wide == 2:
-            write_and_hear_some(out, rows, it, m, v, 2, n_terms, rank)
-        else:
-            write_and_hear_some(out, rows, it, m, v, 1, n_terms, rank)
+            write_and_hear_some(out, rows, it, m, v, 4, n_terms, rank, signed, n_types)
+        elif per_line(out) < 4 and wide == 2:
+            write_and_hear_some(out, rows, it, m, v, 2, n_terms, rank, signed, n_types)
+        elif per_line(out) == 1:
+            write_and_hear_some(out, rows, it, m, v, 1, n_terms, rank, signed, n_types)
         v += wide
 
 
-cdef void write_and_hear_vectors(vec *out, const Writing *it, const Model *m, Py_ssize_t n_lines, Py_ssize_t rank) noexcept nogil:
-    cdef Py_ssize_t n = n_lines * per_line(out)
-    if rank == 2 and it.n_terms:
-        write_and_hear_by(out, it, m, n, 1, 2)
+cdef inline void write_and_hear_terms(vec *out, const Writing *it, const Model *m, Py_ssize_t n, Py_ssize_t rank, bint signed) noexcept nogil:
+    cdef bint types = signed and m.type != NULL
+    if it.n_terms == 0 and rank == 2:
+        write_and_hear_by(out, it, m, n, 0, 2, False, 0)
+    elif it.n_terms == 0:
+        write_and_hear_by(out, it, m, n, 0, 1, False, 0)
+    elif rank == 2 and types:
+        write_and_hear_by(out, it, m, n, 1, 2, signed, 2)
     elif rank == 2:
-        write_and_hear_by(out, it, m, n, 0, 2)
-    elif rank == 1 and it.n_terms:
-        write_and_hear_by(out, it, m, n, 1, 1)
+        write_and_hear_by(out, it, m, n, 1, 2, signed, 0)
+    elif rank == 1 and types:
+        write_and_hear_by(out, it, m, n, 1, 1, signed, 1)
     elif rank == 1:
-        write_and_hear_by(out, it, m, n, 0, 1)
+        write_and_hear_by(out, it, m, n, 1, 1, signed, 0)
     elif it.n_terms == 3:
-        write_and_hear_by(out, it, m, n, 3, 0)
+        write_and_hear_by(out, it, m, n, 3, 0, signed, 2 if signed else 0)
     elif it.n_terms == 2:
-        write_and_hear_by(out, it, m, n, 2, 0)
+        write_and_hear_by(out, it, m, n, 2, 0, signed, 1 if signed else 0)
     else:
-        write_and_hear_by(out, it, m, n, 1, 0)
+        write_and_hear_by(out, it, m, n, 1, 0, signed, 0)
+
+
+cdef void write_and_hear_vectors(vec *out, const Writing *it, const Model *m, Py_ssize_t n_lines, Py_ssize_t rank) noexcept nogil:
+    if m.sign == NULL:
+        write_and_hear_terms(out, it, m, n_lines * per_line(out), rank, False)
+    else:
+        write_and_hear_terms(out, it, m, n_lines * per_line(out), rank, True)

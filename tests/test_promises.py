@@ -391,6 +391,7 @@ def test_weights_changed_by_a_bare_address():
         if how == "address":
             at = learner.network.w_rec.ctypes.data
             learner.step(xs[0], targets[0])  # nobody holds an array: W z of the next step is at hand
+            learner.network.settle()
             (ctypes.c_float * 81).from_address(at)[1] = 5.0
             learner.weights_changed()
         else:
