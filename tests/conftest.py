@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 from wheels import place, sdist, wheel, wheel_python  # noqa: F401
 
@@ -9,6 +10,16 @@ from modprop_fast import core, network
 
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="module", params=["by size", "none at once"])
+def at_once_or_not(request):
+    """Small networks write all at every step; of a test that takes this none does, so that it sees what large ones do."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "none at once":
+            patch.setattr(core, "AT_ONCE", 0)
+            patch.setattr(core, "SIGNED_AT_ONCE", 0)
+        yield
 
 
 if "libasan" in os.environ.get("LD_PRELOAD", ""):  # see .ci/sanitize

@@ -15,7 +15,7 @@ from test_streaming import same_bits
 import modprop_fast as mf
 from modprop_fast import core
 
-pytestmark = pytest.mark.filterwarnings("ignore:rho")
+pytestmark = [pytest.mark.filterwarnings("ignore:rho"), pytest.mark.usefixtures("at_once_or_not")]
 
 
 def make(rule=mf.ModProp(0.5), n_rec=20, n_out=1, *, mask=None, how=None, **network):

@@ -9,6 +9,7 @@ import pytest
 
 import modprop_fast as mf
 
+pytestmark = pytest.mark.usefixtures("at_once_or_not")
 RULES = {
     "exact": mf.ModProp(0.25),
     "waiting": mf.ModProp(0.25, refresh=2),  # without signs and mask: updates that are not written yet

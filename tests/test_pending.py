@@ -1,4 +1,4 @@
-"""Updates that are felt at once and written later: nobody may see a difference."""
+"""Updates that are felt at once and written later, or with all others at every step: nobody may see a difference."""
 
 import gc
 
@@ -11,17 +11,17 @@ from test_streaming import FOLLOWING, RULES, stream, twin
 
 import modprop_fast as mf
 
-pytestmark = pytest.mark.filterwarnings("ignore:rho")
+pytestmark = [pytest.mark.filterwarnings("ignore:rho"), pytest.mark.usefixtures("at_once_or_not")]
 WITHOUT = {"no cell": mf.ModProp(0.25, mf.LowRank(2), factor="mean")}
 
 
 EVENTS = ("look", "hold", "release", "reset", "other learner", "window")
-unconstrained = {"constrained": False, "min_rec": 16, "max_rec": 40, "max_steps": 40}
+unmasked = {"mask": None, "max_rec": 40, "max_steps": 40}
 
 
 @settings(max_examples=200)
 @given(
-    problems(gain=0.5, **unconstrained),
+    problems(gain=0.5, **unmasked),
     st.sampled_from(sorted(RULES | FOLLOWING | WITHOUT)).map((RULES | FOLLOWING | WITHOUT).get),
     st.lists(st.tuples(st.integers(0, 39), st.sampled_from(EVENTS)), max_size=6),
 )
@@ -146,7 +146,7 @@ def test_threads_over_rows_change_no_bit(dtype):
 
 @settings(max_examples=100)
 @given(
-    problems(gain=0.5, **(unconstrained | {"max_steps": 100})),
+    problems(gain=0.5, **(unmasked | {"max_steps": 100})),
     st.sampled_from(sorted(RULES)).map(RULES.get),
     st.lists(st.just(1) | st.integers(1, 34) | st.integers(33, 99), min_size=1, max_size=4),
     st.booleans(),

@@ -21,7 +21,7 @@ from problems import ALL, assert_close, moves, problems
 import modprop_fast as mf
 from modprop_fast import core
 
-pytestmark = pytest.mark.filterwarnings("ignore:rho")
+pytestmark = [pytest.mark.filterwarnings("ignore:rho"), pytest.mark.usefixtures("at_once_or_not")]
 
 
 def one_of(rules):
