@@ -95,6 +95,9 @@ cdef inline Py_ssize_t between_sources(const Model *m) noexcept nogil:
 
 cdef void bring_in(Model *m, real *by_source) noexcept nogil:
     """The weights as the network has them; nothing waits."""
+    cdef Py_ssize_t q, n = m.n_rec
+    for q in range(m.n_sources):  # places without a unit: of what has diverged they may have 0 x inf
+        memset(by_source + q * between_sources(m) + n, 0, (m.n_places - n) * sizeof(real))
     turn(m, by_source, between_sources(m), True, False)
     m.turned = True
 

@@ -133,6 +133,8 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, r
     cdef real *carried
     if at_once(m):
         m.owed_until, m.unwritten = m.t, m.unwritten or learn
+        if not learn:
+            memset(local, 0, P * sizeof(real))
         if m.trace == TRACE_EXACT and m.sign == NULL:  # for `follow_sums`
             by_place(m, <real *>m.eps_placed + s * P, <const real *>m.eps + s * m.stride, False)
         return
@@ -273,7 +275,7 @@ cdef void write_group(Model *m, Py_ssize_t group, bint whole, real *coef) noexce
     if m.trace == TRACE_EXACT:
         memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
     for a in range(m.rank if whole else 0):
-        memset(<real *>m.class_sums + a * Q + first, 0, (last - first) * sizeof(real))
+        memset(<real *>m.class_sums + a * Q + first, 0, ((last if group + 1 < m.n_groups else Q) - first) * sizeof(real))
     m.since[group] = m.t
     if m.frozen:  # nothing else of it was felt
         return

@@ -241,3 +241,26 @@ def test_a_program_that_steps_without_the_gil_is_not_disturbed_by_who_reads_the_
         assert codes == [0]
         found.append(learner.network.w_rec.copy())
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("factor", ["exact", "mean"])
+@pytest.mark.parametrize("n_rec, dale", [(10, None), (20, None), (16, None), (20, {"E": 1, "I": -1})], ids=str)
+def test_weights_put_right_after_a_divergence_learn_again(n_rec, dale, factor):
+    """What was infinite is left nowhere, nor what 0 x inf made where there is no unit."""
+    rng = np.random.default_rng(1)
+    xs, targets = rng.normal(size=(60, 2)).astype("float32"), rng.normal(size=(60, 1)).astype("float32")
+    wild = np.where(np.arange(60)[:, None] < 10, targets, np.float32(3e38))
+    learners = [
+        make(mf.ModProp(0.25, factor=factor), n_rec, types={"E": 0.8, "I": 0.2}, dale=dale, dtype="float32", rng=np.random.default_rng(0))
+        for _ in range(2)
+    ]
+    again, fresh = learners
+    with pytest.raises(FloatingPointError):
+        again.run(xs, wild)
+    for name, w in again.network.weights.items():
+        w[...] = fresh.network.weights[name]
+    del w
+    again.reset()
+    found, expected = again.run(xs, targets)[0], fresh.run(xs, targets)[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(again._engine.means, fresh._engine.means, rtol=0, atol=1e-6)
