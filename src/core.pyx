@@ -47,7 +47,7 @@ PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the 
 # 1.4, 1.3; mean 0.7, 0.8, 0.8, 0.9.  Rules with other traces never do.
 SPARSE = {"exact": (32, 0.4), "mean": (256, 0.25), "none": (256, 0.25)}
 
-# Bytes of weights up to which each step writes all that the one before has left (pending.pxi); more wait for longer.  Twice as many
+# Bytes of weights up to which every step writes all (pending.pxi); the updates of more wait.  Twice as many
 # where no source is silent.  Measured with relu and 512-bit registers, time of a step by that with a window of 8, at N = 16, 32, 64, 96, 128,
 # 160 (1, 5, 18, 39, 68, 105 KB): exact 0.50, 0.53, 0.70, 0.85, 0.89, 1.15; mean 0.69, 0.72, 0.71, 0.95, 0.89, 1.11; e-prop 0.58, 0.60, 0.63,
 # 0.86, 0.90, 1.02.  With 256-bit ones, from 32 on: exact 0.59, 0.79, 0.95, 1.14, 1.37; mean 0.69, 0.88, 1.06, 1.19, 1.34; e-prop 0.61, 0.71,
