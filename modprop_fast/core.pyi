@@ -19,6 +19,7 @@ PLAN_EVERY: int
 SPARSE: dict[str, tuple[int, float]]
 AT_ONCE: int
 SIGNED_AT_ONCE: int
+MASKED_AT_ONCE: int
 
 def compiler() -> str: ...
 def available_isas() -> tuple[str, ...]: ...

@@ -71,7 +71,7 @@ cdef class _Arrangement(_Memory):
         Where updates may wait, its end writes them; else the gradient is added up.
         """
         cdef Model *m = &self.m
-        cdef bint waits = m.may_defer and (not on or m.sign == NULL)
+        cdef bint waits = m.may_defer and not (on and self._constrained())
         self.kernels.write(m)
         self._defer(waits)
         m.online, m.frozen, m.counted = not on, on and waits, False
@@ -89,7 +89,7 @@ cdef class _Arrangement(_Memory):
     cdef _set_window(self, Py_ssize_t window):
         self.kernels.write(&self.m)
         self.m.owed_until, self.m.counted = self.m.t, False
-        if self.m.may_defer and self.m.online and self.m.sign != NULL:
+        if self.m.may_defer and self.m.online and self._constrained():
             window = 1
         self.m.window = 1 if self.m.n_taps else self.m.exact_steps or window
         self.m.n_groups = self.m.window if self.m.online and not self.m.sparse else 1

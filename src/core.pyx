@@ -44,8 +44,9 @@ PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the 
 # Where an engine that is online keeps the connections that may exist alone: from so many units on, below that density.  Measured
 # with 256-bit registers, all N x N by that, at N = 64, 256, 512, 2048: density 0.2, exact 1.3, 2.1, 2.2, 3.5; mean 0.95, 1.3, 1.7, 2.3;
 # e-prop 0.9, 1.2, 1.4, 2.0; 0.4, exact 1.1, 1.3, 1.4, 1.9; mean 0.8, 0.8, 0.9, 1.2.  With 512-bit ones, density 0.3: exact 1.0, 1.2,
-# 1.4, 1.3; mean 0.7, 0.8, 0.8, 0.9.  Rules with other traces never do.
-SPARSE = {"exact": (32, 0.4), "mean": (256, 0.25), "none": (256, 0.25)}
+# 1.4, 1.3; mean 0.7, 0.8, 0.8, 0.9.  Smaller networks write all at every step (`MASKED_AT_ONCE`), by which these took, at N = 64, 128, 192,
+# exact, density 0.1, 1.7, 1.3, 0.7; 256-bit, 1.0, 0.7, 0.4; 0.3, 2.1, 1.6, 1.4.  Rules with other traces never do.
+SPARSE = {"exact": (160, 0.4), "mean": (256, 0.25), "none": (256, 0.25)}
 
 # Bytes of weights up to which every step writes all (pending.pxi); the updates of more wait.  Twice as many
 # where no source is silent.  Measured with relu and 512-bit registers, time of a step by that with a window of 8, at N = 16, 32, 64, 96, 128,
@@ -54,9 +55,14 @@ SPARSE = {"exact": (32, 0.4), "mean": (256, 0.25), "none": (256, 0.25)}
 # 0.85, 0.92, 1.01; tanh at N = 64, 128, 192: exact 0.74, 0.93, 1.13; mean 0.84, 1.05, 1.19; e-prop 0.74, 0.83, 0.89.
 AT_ONCE = 40 << 10
 
-# The same of weights that keep their signs, which cannot wait; larger ones lie by unit (traces.pxi).  Time of a step by that, at N = 16, 32, 64,
-# 128, 256, 512: exact 0.33, 0.42, 0.59, 0.61, 0.82, 1.4; mean 0.84, 0.31, 0.81, 0.65, 0.75, 1.2; e-prop 0.55, 0.27, 0.36, 0.48, 0.67, 1.1.
-SIGNED_AT_ONCE = 384 << 10
+# The same of weights that have signs, or a mask, to keep, whose updates cannot wait: larger ones lie by unit (traces.pxi).  Time of a step
+# by that, at N = 32, 64, 128, 192, 256, 384, 512, with 512-bit registers: signs, exact 0.45, 0.51, 0.66, 0.80, 0.90, 0.89, 0.88; mean 0.55,
+# 0.53, 0.64, 0.78, 0.81, 0.90, 0.90; e-prop 0.46, 0.44, 0.57, 0.56, 0.69, 0.65, 0.76; a mask, exact 0.45, 0.55, 0.74, 0.90, 1.12; mean 0.54,
+# 0.55, 0.69, 0.82, 0.92, 1.14; e-prop 0.52, 0.50, 0.66, 0.63, 0.99, 1.19.  With 256-bit ones: signs, exact 0.57, 0.70, 0.85, 1.02, 1.10, 0.95,
+# 1.12; mean 0.65, 0.72, 0.86, 1.01, 1.10, 1.04, 1.08; e-prop 0.54, 0.56, 0.69, 0.69, 0.97, 0.76, 0.83; a mask, exact 0.60, 0.76, 0.98, 1.14;
+# mean 0.66, 0.79, 0.89, 1.08; e-prop 0.54, 0.60, 0.75, 0.80.
+SIGNED_AT_ONCE = 1 << 20
+MASKED_AT_ONCE = 160 << 10
 
 include "machine.pxi"
 include "latency.pxi"

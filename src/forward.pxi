@@ -95,6 +95,11 @@ cdef inline bint at_once(const Model *m) noexcept nogil:
     return m.deferred and m.online and m.n_groups == 1
 
 
+cdef inline bint constrained(const Model *m) noexcept nogil:
+    """Whether, where weights lie by source, they have signs to keep, or some do not change."""
+    return m.sign != NULL or m.keep_by_source != NULL
+
+
 cdef inline bint spares(const Model *m) noexcept nogil:
     """Whether what waits is written as sums over s_t: where sources are silent at times, and many are written at once."""
     return m.deferred and m.spoke != NULL and m.n_sources >= SPARED_FROM * m.n_groups and not at_once(m)

@@ -84,8 +84,8 @@ cdef class _Memory:
         self.network, self.plan, self.feedback = network, plan, feedback
         self.arrays, self.constants = {}, {}
         self._describe(loss, online, lr)
-        m.may_defer = online and self._may_defer()
         m.sparse = sparse and online and self._few()
+        m.may_defer = online and not m.sparse and self._may_defer()
         m.exact_steps = plan.exact_steps if plan.exact_steps < SLOTS and not plan.offline_because else 0
         if plan.taps is not None:
             m.n_taps, m.fixed_taps = len(plan.taps), plan.taps.ndim > 1
@@ -113,15 +113,18 @@ cdef class _Memory:
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
 
     def _may_defer(self):
-        """Whether updates may wait (pending.pxi), and whether that pays."""
-        network, plan = self.network, self.plan
-        if network.sign is not None and self._weights_in_bytes() > SIGNED_AT_ONCE:
+        """Whether weights may lie by source (pending.pxi), and whether that pays."""
+        network, plan, size = self.network, self.plan, self._weights_in_bytes()
+        if (network.sign is not None and size > SIGNED_AT_ONCE) or (network.mask is not None and size > MASKED_AT_ONCE):
             return False
-        if network.mask is not None or plan.exact_steps or plan.offline_because:
+        if plan.exact_steps or plan.offline_because:
             return False
         if plan.trace == "taps" or (plan.trace == "mean" and (plan.types is None or not plan.self_modulation)):
             return False
         return plan.rank <= 2
+
+    cdef bint _constrained(self):
+        return self.network.sign is not None or self.network.mask is not None
 
     def _few(self):
         """Whether the rule is one that `sparse.pxi` knows and the connections are few enough for it to pay."""
@@ -264,6 +267,7 @@ cdef class _Memory:
             ("tail", (ROWS, LANES + Q), <size_t>&m.tail), ("dots", (ROWS, LANES), <size_t>&m.dots), ("pick", (2 * LANES,), <size_t>&m.pick),
             ("dummy", (Q,), <size_t>&m.dummy), ("zeros", (max(placed, Q),), <size_t>&m.zeros), ("edge", (LANES,), <size_t>&m.edge),
             ("keep", (masked, N), <size_t>&m.keep),
+            ("keep_by_source", (m.n_sources * (masked > 0 and waits), self._n_places_by_source()), <size_t>&m.keep_by_source),
             # updates that wait
             ("sent", (S * (m.spoke != NULL), Q), <size_t>&m.sent), ("eps_owed", (S * waits, Q), <size_t>&m.eps_owed),
             ("onto_h", (S * waits, D), <size_t>&m.onto_h), ("carried", (S * waits, r), <size_t>&m.carried),
@@ -287,6 +291,9 @@ cdef class _Memory:
         self.arrays["pick"][LANES:] = 1
         if masked:
             self.arrays["keep"][:] = self.network.mask
+        if masked and waits:
+            self.arrays["keep_by_source"][:] = 1
+            self.arrays["keep_by_source"][:N, self.constants["place_by_source"]] = self.network.mask.T
 
     @property
     def shares_rows(self) -> bool:

@@ -67,7 +67,7 @@ ctypedef struct Model:
     bint instant              # mu is the mean of h over each type, at every step
     bint ahead                # `current` holds W z of the step to come
     bint driven               # and what W_in x and b add to it
-    bint may_defer            # online, without a mask, and not more than two modulators: weights may lie by source and, but for signs, updates wait, see pending.pxi
+    bint may_defer            # online, not more than two modulators: weights may lie by source and, without signs and mask, updates wait, see pending.pxi
     bint deferred             # they do
     bint turned               # then `by_source` holds what the weights are, or the network's arrays do
     bint frozen               # and felt only at the end of a chunk of steps, when all are written
@@ -99,6 +99,7 @@ ctypedef struct Model:
     void *feedback            # (N, n_out) or NULL: symmetric
     void *sign                # (N,) +1, -1 or 0 (free): Dale's law of each presynaptic unit
     void *keep                # (N, N) 1 where a synapse may exist, else 0; or NULL
+    void *keep_by_source      # (sources, P) the same as weights lie there, 1 for sources that are not units; or NULL
 
     # blocks of units
     int *unit                 # (n_blocks, ROWS) units of each block, -1 where there is none

@@ -14,7 +14,7 @@
 # Of the `mean` factor by types all is of rank r, a row for each type: these rows are summed up and need not be written
 # before the weights are asked for.  The type means of W follow from sums over types of R, h and eps, without a look at W.
 #
-# With one group (`at_once`: small networks, whose weights stay in the first caches, and weights that keep their signs) nothing waits:
+# With one group (`at_once`: small networks, whose weights stay in the first caches, and weights with signs or a mask to keep) nothing waits:
 # every step writes all, and of the next takes the product with z on the way.
 #
 # In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.  A chunk
@@ -135,7 +135,7 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, r
         m.owed_until, m.unwritten = m.t, m.unwritten or learn
         if not learn:
             memset(local, 0, P * sizeof(real))
-        if m.trace == TRACE_EXACT and m.sign == NULL:  # for `follow_sums`
+        if m.trace == TRACE_EXACT and not constrained(m):  # for `follow_sums`
             by_place(m, <real *>m.eps_placed + s * P, <const real *>m.eps + s * m.stride, False)
         return
     memcpy(<real *>m.eps_owed + s * m.stride, <real *>m.eps + s * m.stride, m.stride * sizeof(real))
@@ -219,6 +219,7 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
     memcpy(z, m.pre, m.n_rec * sizeof(real))
     memset(drive, 0, (2 * r + 1) * P * sizeof(real))  # places without a unit, too
     it.rows, it.width, it.n_terms, it.sent[0], it.tally = m.by_source, P, m.erred[s], z, drive + r * P
+    it.far = m.n_sources * P * sizeof(real) > NEAR
     it.carry, it.K = <real *>m.modulator + s * r, <real *>m.power_K + r * r
     it.terms[0], it.local[0] = <real *>m.eps + s * m.stride, <real *>m.local + s * P
     for a in range(r if m.trace == TRACE_MEAN else 0):
@@ -236,7 +237,7 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         write_and_hear_vectors(<f64v *>placed, &it, m, filled_lines(m), rank)
     by_place(m, <real *>m.current, <const real *>placed, True)
     m.ahead = True
-    if m.sign == NULL or m.type == NULL or not m.erred[s]:
+    if not constrained(m) or m.type == NULL or not m.erred[s]:
         return
     for b in range(r):
         matvec(total, <const real *>m.u, <const real *>it.tally + b * P, r, P)

@@ -628,7 +628,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         return
     if m.deferred:
         defer(m, n_steps, learn, learned, <real *>m.back + SLOTS * r)
-        if m.sign != NULL:
+        if constrained(m):
             pass  # the sums are taken while weights are written
         elif m.follows and exact:
             follow_sums(m, learn, <real *>m.old)

@@ -11,7 +11,7 @@
 #
 # where a source has no term of a step at which it was silent: in a relu network half of all.
 #
-# `write_and_hear` is for networks that the first caches hold, and for weights that may not change their signs: every step writes
+# `write_and_hear` is for networks that the first caches hold, and for weights that have signs or a mask to keep: every step writes
 # all, and while a row is at hand hears it for the next.  No term is kept, no product of terms is taken.
 
 
@@ -20,6 +20,8 @@ cdef enum:
     AHEAD = 6         # sources to those that are called for, where each is written by itself
     FIRST = 24 << 10  # bytes of the first cache for what terms count for
     CACHED = 1 << 20  # bytes of weights and traces: more are called for before they are written
+    NEAR = 200 << 10  # bytes of weights alone: in `write_and_hear` more are called for
+    SOON = 4          # so many sources before
 
 # An update of some sources.
 ctypedef struct Writing:
@@ -304,11 +306,12 @@ cdef inline void leave_own(real *fix, real *short, real *row, Py_ssize_t own, re
 
 
 cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, const Model *m, Py_ssize_t v, Py_ssize_t wide, Py_ssize_t n_terms,
-                                     Py_ssize_t rank, bint signed, Py_ssize_t n_types) noexcept nogil:
+                                     Py_ssize_t rank, bint signed, bint masked, Py_ssize_t n_types) noexcept nogil:
     """So many vectors of all sources:  R = K R + drive eps,  W -= sum_n local_n terms_n + m R,  out = W z  with z as `sent`.
 
     The drives are behind the `local`, and eps behind the `terms`; none of these: W stays as it is.
-    `signed`: no weight crosses zero.  tally[b] = sums of W over the sources of type b, (n_types, P), and [n_types] what all are short of.
+    `signed`: no weight crosses zero; `masked`: some do not change.  tally[b] = sums of W over the sources of type b, (n_types, P), and
+    [n_types] what all are short of.
     """
     cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, n_own = 0 if m.autapses else m.n_rec, q, n, k, own
     cdef vec part[4 * 3]
@@ -320,6 +323,7 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
     cdef vec K[4]
     cdef vec modulator[2]
     cdef vec w, a, b, c, s, eps, sign
+    cdef const vec *keep = NULL
     cdef double kept = 0
     for n in range(n_terms + rank):
         for k in range(wide):
@@ -334,19 +338,28 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
     for k in range(n_types * wide):
         tally[k] = spread(out, &ZERO, 0)
     row += v
+    if masked:
+        keep = <const vec *>m.keep_by_source + v
     for q in range(m.n_sources):
         own = m.place[q] - v * lanes if q < n_own else -1
         if 0 <= own < wide * lanes:
             kept = entry(row, own)
         s = spread(out, it.sent[0], q)
         if signed:
-            sign = spread(out, m.sign, q) if q < m.n_rec else spread(out, &ZERO, 0)
+            sign = spread(out, m.sign, q) if m.sign != NULL and q < m.n_rec else spread(out, &ZERO, 0)
         for n in range(n_terms):
             term[n] = spread(out, it.terms[n], q)
         if rank:
             eps = spread(out, it.terms[n_terms], q)
+        if it.far:
+            for k in range(wide):
+                if k % in_64_bytes(out) == 0:
+                    for n in range(1 + rank):
+                        prefetch(row + (SOON * (1 + rank) + n) * V + k)
+                    if masked:
+                        prefetch(keep + SOON * V + k)
         for k in range(wide):
-            w = row[k]
+            w = spread(out, &ZERO, 0) if masked else row[k]
             for n in range(n_terms):
                 w = madd(w, part[n * wide + k], term[n])
             if rank == 1:
@@ -362,6 +375,8 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
                     w = madd(w, modulator[0], a)
             if rank == 2 and n_terms:
                 w = madd(w, modulator[1], b)
+            if masked:
+                w = madd(row[k], keep[k], w)
             if signed:
                 w = keep_sign(w, &sign)
             if n_terms:
@@ -375,6 +390,8 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
             else:
                 leave_own(<double *>fix, <double *>short, <double *>row, own, kept, (<const double *>it.sent[0])[q], it.width, rank)
         row += (1 + rank) * V
+        if masked:
+            keep += V
     for k in range(wide):
         out[v + k] = sum[k] + fix[k]
         for n in range(n_types):
@@ -384,44 +401,48 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
 
 
 cdef inline void write_and_hear_by(vec *out, const Writing *it, const Model *m, Py_ssize_t n_vectors, Py_ssize_t n_terms, Py_ssize_t rank,
-                                   bint signed, Py_ssize_t n_types) noexcept nogil:
+                                   bint signed, bint masked, Py_ssize_t n_types) noexcept nogil:
     cdef vec *rows = <vec *>it.rows
     cdef Py_ssize_t v = 0, wide
     while v < n_vectors:
         wide = tile_of(v, n_vectors)
         if wide == 4:
-            write_and_hear_some(out, rows, it, m, v, 4, n_terms, rank, signed, n_types)
+            write_and_hear_some(out, rows, it, m, v, 4, n_terms, rank, signed, masked, n_types)
         elif per_line(out) < 4 and wide == 2:
-            write_and_hear_some(out, rows, it, m, v, 2, n_terms, rank, signed, n_types)
+            write_and_hear_some(out, rows, it, m, v, 2, n_terms, rank, signed, masked, n_types)
         elif per_line(out) == 1:
-            write_and_hear_some(out, rows, it, m, v, 1, n_terms, rank, signed, n_types)
+            write_and_hear_some(out, rows, it, m, v, 1, n_terms, rank, signed, masked, n_types)
         v += wide
 
 
-cdef inline void write_and_hear_terms(vec *out, const Writing *it, const Model *m, Py_ssize_t n, Py_ssize_t rank, bint signed) noexcept nogil:
+cdef inline void write_and_hear_terms(vec *out, const Writing *it, const Model *m, Py_ssize_t n, Py_ssize_t rank, bint signed,
+                                      bint masked) noexcept nogil:
     cdef bint types = signed and m.type != NULL
     if it.n_terms == 0 and rank == 2:
-        write_and_hear_by(out, it, m, n, 0, 2, False, 0)
+        write_and_hear_by(out, it, m, n, 0, 2, False, False, 0)
     elif it.n_terms == 0:
-        write_and_hear_by(out, it, m, n, 0, 1, False, 0)
+        write_and_hear_by(out, it, m, n, 0, 1, False, False, 0)
     elif rank == 2 and types:
-        write_and_hear_by(out, it, m, n, 1, 2, signed, 2)
+        write_and_hear_by(out, it, m, n, 1, 2, signed, masked, 2)
     elif rank == 2:
-        write_and_hear_by(out, it, m, n, 1, 2, signed, 0)
+        write_and_hear_by(out, it, m, n, 1, 2, signed, masked, 0)
     elif rank == 1 and types:
-        write_and_hear_by(out, it, m, n, 1, 1, signed, 1)
+        write_and_hear_by(out, it, m, n, 1, 1, signed, masked, 1)
     elif rank == 1:
-        write_and_hear_by(out, it, m, n, 1, 1, signed, 0)
+        write_and_hear_by(out, it, m, n, 1, 1, signed, masked, 0)
     elif it.n_terms == 3:
-        write_and_hear_by(out, it, m, n, 3, 0, signed, 2 if signed else 0)
+        write_and_hear_by(out, it, m, n, 3, 0, signed, masked, 2 if signed else 0)
     elif it.n_terms == 2:
-        write_and_hear_by(out, it, m, n, 2, 0, signed, 1 if signed else 0)
+        write_and_hear_by(out, it, m, n, 2, 0, signed, masked, 1 if signed else 0)
     else:
-        write_and_hear_by(out, it, m, n, 1, 0, signed, 0)
+        write_and_hear_by(out, it, m, n, 1, 0, signed, masked, 0)
 
 
 cdef void write_and_hear_vectors(vec *out, const Writing *it, const Model *m, Py_ssize_t n_lines, Py_ssize_t rank) noexcept nogil:
-    if m.sign == NULL:
-        write_and_hear_terms(out, it, m, n_lines * per_line(out), rank, False)
+    cdef Py_ssize_t n = n_lines * per_line(out)
+    if m.keep_by_source != NULL:
+        write_and_hear_terms(out, it, m, n, rank, True, True)
+    elif m.sign != NULL:
+        write_and_hear_terms(out, it, m, n, rank, True, False)
     else:
-        write_and_hear_terms(out, it, m, n_lines * per_line(out), rank, True)
+        write_and_hear_terms(out, it, m, n, rank, False, False)

@@ -17,8 +17,8 @@ def at_once_or_not(request):
     """Small networks write all at every step; of a test that takes this none does, so that it sees what large ones do."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "none at once":
-            patch.setattr(core, "AT_ONCE", 0)
-            patch.setattr(core, "SIGNED_AT_ONCE", 0)
+            for limit in ("AT_ONCE", "SIGNED_AT_ONCE", "MASKED_AT_ONCE"):
+                patch.setattr(core, limit, 0)
         yield
 
 

@@ -58,8 +58,8 @@ def test_with_few_connections_too_what_follows_a_divergence_starts_from_rest(chu
     xs, targets = draw(40)
     wild = xs.copy()
     wild[20] = 1e308
-    mask = np.random.default_rng(2).random((40, 40)) < 0.2
-    learner, fresh = (make(n_rec=40, mask=mask, activation="relu", how={"optimizer": mf.SGD(0.05)}) for _ in range(2))
+    mask = np.random.default_rng(2).random((160, 160)) < 0.2
+    learner, fresh = (make(n_rec=160, mask=mask, activation="relu", how={"optimizer": mf.SGD(0.05)}) for _ in range(2))
     assert learner._engine.sparse
     for each in (learner, fresh):
         each.run(xs, targets)

@@ -76,7 +76,7 @@ def test_a_copy_goes_on_to_the_same_bits(name, update):
 
 
 def test_worker_processes_take_learners_and_give_them_back():
-    one = learner(RULES["exact"], "step", "float64")
+    one = learner(RULES["waiting"], "step", "float64")
     go_on(one, 0)
     xs, targets = (np.random.default_rng(1).normal(size=(30, n)) for n in (2, 3))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
