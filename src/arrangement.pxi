@@ -50,8 +50,8 @@ cdef class _Arrangement(_Memory):
             self._make_room(False)
             at, of = self._traces_of_connections()
             self.arrays["traces"][at] = self.arrays["packed_traces"][:, of].T
-        if self._need("keep", (m.n_rec, m.n_rec), <size_t>&m.keep):
-            self.arrays["keep"][:] = self.network.mask
+        if m.keep == NULL:
+            bind(self.constants, [("keep", self._keep(), <size_t>&m.keep)])
             self._bind_weights()
         m.sparse = False
         self._set_window(WINDOW_ONLINE)

@@ -41,12 +41,13 @@ cdef enum:
 
 MAX_WINDOW = SLOTS - 1
 PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the weights or the activity
-# Where an engine that is online keeps the connections that may exist alone: from so many units on, below that density.  Measured
-# with 256-bit registers, all N x N by that, at N = 64, 256, 512, 2048: density 0.2, exact 1.3, 2.1, 2.2, 3.5; mean 0.95, 1.3, 1.7, 2.3;
-# e-prop 0.9, 1.2, 1.4, 2.0; 0.4, exact 1.1, 1.3, 1.4, 1.9; mean 0.8, 0.8, 0.9, 1.2.  With 512-bit ones, density 0.3: exact 1.0, 1.2,
-# 1.4, 1.3; mean 0.7, 0.8, 0.8, 0.9.  Smaller networks write all at every step (`MASKED_AT_ONCE`), by which these took, at N = 64, 128, 192,
-# exact, density 0.1, 1.7, 1.3, 0.7; 256-bit, 1.0, 0.7, 0.4; 0.3, 2.1, 1.6, 1.4.  Rules with other traces never do.
-SPARSE = {"exact": (160, 0.4), "mean": (256, 0.25), "none": (256, 0.25)}
+# Where an engine that is online keeps the connections that may exist alone: from so many units on, below that density.  Time of a step by
+# that of all N x N by unit, at N = 256, 512, 1024, with 512-bit registers: density 0.1, exact 0.63, 0.35, 0.20; mean 1.15, 0.73, 0.54; e-prop
+# 1.18, 0.72, 0.55; 0.2, exact 0.83, 0.55, 0.39; mean 1.45, 1.05, 0.98; e-prop 1.58, 1.03, 0.93; 0.3, exact 1.00, 0.72, 0.59.  With 256-bit
+# ones: density 0.2, exact 0.60, 0.44, 0.28; mean 0.91, 0.80, 0.71; e-prop 1.04, 0.70, 0.72; 0.3, exact 0.75, 0.60, 0.45; mean 1.21, 1.00,
+# 1.04.  Smaller networks write all at every step (`MASKED_AT_ONCE`), by which these took, at N = 64, 128, 192, exact, density 0.1, 1.7, 1.3,
+# 0.7; 256-bit, 1.0, 0.7, 0.4; 0.3, 2.1, 1.6, 1.4.  Rules with other traces never do.
+SPARSE = {"exact": (160, 0.4), "mean": (256, 0.2), "none": (256, 0.2)}
 
 # Bytes of weights up to which every step writes all (pending.pxi); the updates of more wait.  Twice as many
 # where no source is silent.  Measured with relu and 512-bit registers, time of a step by that with a window of 8, at N = 16, 32, 64, 96, 128,

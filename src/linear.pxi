@@ -47,6 +47,23 @@ cdef extern from *:
       static inline mpf_f64v mpf_madd_f64(mpf_f64v s, mpf_f64v a, mpf_f64v b) { return MPF_MADD(pd, s, a, b); }
       static inline mpf_f32v mpf_keep_f32(mpf_f32v w, mpf_f32v s) { return (mpf_f32v)((mpf_i32v)w & ~(mpf_i32v)(s * w < 0)); }
       static inline mpf_f64v mpf_keep_f64(mpf_f64v w, mpf_f64v s) { return (mpf_f64v)((mpf_i64v)w & ~(mpf_i64v)(s * w < 0)); }
+      /* lanes of -1 and 0 from as many bytes */
+      #if defined(__AVX512F__)
+        static inline mpf_i32v mpf_widen_32(const signed char *b) { return (mpf_i32v)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)b)); }
+        static inline mpf_i64v mpf_widen_64(const signed char *b) { return (mpf_i64v)_mm512_cvtepi8_epi64(_mm_loadl_epi64((const __m128i *)b)); }
+      #elif defined(__AVX2__)
+        static inline mpf_i32v mpf_widen_32(const signed char *b) { return (mpf_i32v)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)b)); }
+        static inline mpf_i64v mpf_widen_64(const signed char *b) {
+            int four;
+            memcpy(&four, b, sizeof four);
+            return (mpf_i64v)_mm256_cvtepi8_epi64(_mm_cvtsi32_si128(four));
+        }
+      #else
+        static inline mpf_i32v mpf_widen_32(const signed char *b) { mpf_i32v of; for (int i = 0; i < MPF_LANES(float); i++) of[i] = b[i]; return of; }
+        static inline mpf_i64v mpf_widen_64(const signed char *b) { mpf_i64v of; for (int i = 0; i < MPF_LANES(double); i++) of[i] = b[i]; return of; }
+      #endif
+      static inline mpf_f32v mpf_where_f32(mpf_f32v g, const signed char *keep) { return (mpf_f32v)((mpf_i32v)g & mpf_widen_32(keep)); }
+      static inline mpf_f64v mpf_where_f64(mpf_f64v g, const signed char *keep) { return (mpf_f64v)((mpf_i64v)g & mpf_widen_64(keep)); }
       typedef float mpf_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
       typedef double mpf_f64x2 __attribute__((vector_size(16), aligned(8), may_alias));
       static inline float mpf_fold_f32(const float *s) {
@@ -78,6 +95,8 @@ cdef extern from *:
       static double mpf_madd_f64(double s, double a, double b) { return s + a * b; }
       static float mpf_keep_f32(float w, float s) { return s * w < 0 ? 0 : w; }
       static double mpf_keep_f64(double w, double s) { return s * w < 0 ? 0 : w; }
+      static float mpf_where_f32(float g, const signed char *keep) { return *keep ? g : 0; }
+      static double mpf_where_f64(double g, const signed char *keep) { return *keep ? g : 0; }
       #define MPF_FOUR(type) { for (int i = 0; i < 4; i++) { mpf_##type##v h = x[i], d = c[each * i]; out[i] = d * h; } }
     #endif
     /* Of a block's four units: c each its own, or one for all. */
@@ -95,6 +114,8 @@ cdef extern from *:
     f64v madd_f64 "mpf_madd_f64" (f64v s, f64v a, f64v b) noexcept nogil
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
+    f32v where_f32 "mpf_where_f32" (f32v g, const signed char *keep) noexcept nogil
+    f64v where_f64 "mpf_where_f64" (f64v g, const signed char *keep) noexcept nogil
     int lowest "mpf_lowest" (unsigned long long bits) noexcept nogil  # place of the lowest bit that is set
     void prefetch "mpf_prefetch" (const void *p) noexcept nogil  # soon to be written
     void times_f32 "mpf_times_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
@@ -122,7 +143,7 @@ ctypedef struct Tile:
     Py_ssize_t n           # columns of W
     int *own               # (ROWS,) units, -1 where there is none, if W has no diagonal; or NULL
     void *sign             # (n,) or NULL
-    void **keep            # (ROWS,) rows of the mask, or NULL
+    const signed char **keep  # (ROWS,) rows of the mask, see `Model.keep`, or NULL
     void *sums             # (n,) the new rows are added to it; or NULL
     void *z                # (n,) what the new rows are multiplied with
     void *dots             # (ROWS, 64 bytes) out: lanes of these products, over whole LANES of columns
@@ -385,6 +406,14 @@ cdef inline vec keep_sign(vec w, const vec *sign) noexcept nogil:
         return keep_f64(w, sign[0])
 
 
+cdef inline vec where(vec g, const signed char *keep) noexcept nogil:
+    """0 where a weight may not change."""
+    if vec is f32v:
+        return where_f32(g, keep)
+    else:
+        return where_f64(g, keep)
+
+
 cdef inline void descend_one(vec *s, const Tile *it, const vec *few, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t rank, Py_ssize_t n_few) noexcept nogil:
     """Vector q of `descend`; `s`: where its products go, of a row and of the next so many chains apart; `few`: the coefficients
     of one or two terms, if there are no more and nothing is said of single weights."""
@@ -402,7 +431,7 @@ cdef inline void descend_one(vec *s, const Tile *it, const vec *few, Py_ssize_t 
         combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q)
     if not n_few and it.keep != NULL:
         for i in range(ROWS):
-            g[i] *= (<const vec *>it.keep[i])[q]
+            g[i] = where(g[i], it.keep[i] + q * (LANES // per_line(s)))
     a, b = (<vec *>it.out[0])[q] - g[0], (<vec *>it.out[1])[q] - g[1]
     c, d = (<vec *>it.out[2])[q] - g[2], (<vec *>it.out[3])[q] - g[3]
     if not n_few and it.sign != NULL:
@@ -517,7 +546,7 @@ cdef void descend_edge(const vec *kind, const Tile *tile, Py_ssize_t rest) noexc
         for i in range(ROWS):
             w = (<vec *>(<char *>tile.tail + i * width + rest * size))[k]
             if tile.keep != NULL:
-                w *= (<vec *>(<char *>tile.keep[i] + last))[k]
+                w = where(w, tile.keep[i] + tile.n - LANES + k * (LANES // of))
             w = (<vec *>(<char *>tile.out[i] + last))[k] - w
             if tile.sign != NULL:
                 w = keep_sign(w, <const vec *>(<char *>tile.sign + last) + k)

@@ -188,6 +188,7 @@ cdef class _Memory:
             ("awake", np.zeros(max(P, self._n_places_by_source()), np.uint64), <size_t>&m.awake),
             ("heard", np.zeros((m.n_sources + LANES) * m.may_defer, np.intc), <size_t>&m.heard),
             ("spoke", np.zeros(m.stride * spares, np.uint32), <size_t>&m.spoke),
+            ("keep", np.empty(0, np.int8) if m.sparse else self._keep(), <size_t>&m.keep),
             ("bounds", np.zeros(S + 1, np.intp), <size_t>&m.bounds),
             ("held_at", np.zeros(P, np.intp), <size_t>&m.held_at),
             ("based", np.zeros(P, np.uint8), <size_t>&m.based),
@@ -200,6 +201,10 @@ cdef class _Memory:
             ("power", (3, r, r), <size_t>&m.power), ("type_sums", (r, r), <size_t>&m.type_sums),
             ("trace_sums", (r, r, r), <size_t>&m.trace_sums), ("step_sums", (8, r), <size_t>&m.step_sums),
         ])
+
+    cdef _keep(self):
+        """(n_rec, n_rec) int8: -1 where a synapse may exist, else 0; empty where it may everywhere."""
+        return np.empty(0, np.int8) if self.network.mask is None else -self.network.mask.astype(np.int8)
 
     cdef _lay_out_connections(self):
         """Sources of each unit, as they are placed: units that may send to it by type, inputs, and Q up to whole lines."""
@@ -244,7 +249,6 @@ cdef class _Memory:
         past, own = S * (exact and m.follows), r * (mean and not m.self_modulation)
         lazy = r * (binary and not m.online and not m.follows and r < SLOTS)
         kept = 0 if m.online else N
-        masked = N * (self.network.mask is not None and not m.sparse)
         connections = len(self.constants["columns"]) if m.sparse else 0
         driven = S * (exact or m.n_taps > 0)
         threads = TEAM if self.shares_rows else 1
@@ -266,8 +270,7 @@ cdef class _Memory:
             ("coef", (S + r + 1, placed), <size_t>&m.coef), ("old", (ROWS, max(r, 1), Q), <size_t>&m.old),
             ("tail", (ROWS, LANES + Q), <size_t>&m.tail), ("dots", (ROWS, LANES), <size_t>&m.dots), ("pick", (2 * LANES,), <size_t>&m.pick),
             ("dummy", (Q,), <size_t>&m.dummy), ("zeros", (max(placed, Q),), <size_t>&m.zeros), ("edge", (LANES,), <size_t>&m.edge),
-            ("keep", (masked, N), <size_t>&m.keep),
-            ("keep_by_source", (m.n_sources * (masked > 0 and waits), self._n_places_by_source()), <size_t>&m.keep_by_source),
+            ("keep_by_source", (m.n_sources * (m.keep != NULL and waits), self._n_places_by_source()), <size_t>&m.keep_by_source),
             # updates that wait
             ("sent", (S * (m.spoke != NULL), Q), <size_t>&m.sent), ("eps_owed", (S * waits, Q), <size_t>&m.eps_owed),
             ("onto_h", (S * waits, D), <size_t>&m.onto_h), ("carried", (S * waits, r), <size_t>&m.carried),
@@ -289,9 +292,7 @@ cdef class _Memory:
             ("grad", (kept, Q), <size_t>&m.grad), ("grad_w_out", (n_out, kept), <size_t>&m.grad_w_out), ("grad_b_out", (n_out,), <size_t>&m.grad_b_out),
         ])  # fmt: skip
         self.arrays["pick"][LANES:] = 1
-        if masked:
-            self.arrays["keep"][:] = self.network.mask
-        if masked and waits:
+        if m.keep != NULL and waits:
             self.arrays["keep_by_source"][:] = 1
             self.arrays["keep_by_source"][:N, self.constants["place_by_source"]] = self.network.mask.T
 
@@ -315,7 +316,7 @@ cdef class _Memory:
         m.w_out, m.b_out = address(weights["w_out"]), address(weights["b_out"])
         self.sign = self.network.sign
         m.sign, m.feedback = address(self.sign), address(self.feedback)
-        keep = self.arrays["keep"]
+        keep = self.constants["keep"]
         bind(self.constants, [
             ("w_rows", rows(weights["w_rec"]), <size_t>&m.w_rows),
             ("keep_rows", rows(keep) if len(keep) else np.empty(0, np.uintp), <size_t>&m.keep_rows),

@@ -98,8 +98,8 @@ ctypedef struct Model:
     void *b_out               # (n_out,)
     void *feedback            # (N, n_out) or NULL: symmetric
     void *sign                # (N,) +1, -1 or 0 (free): Dale's law of each presynaptic unit
-    void *keep                # (N, N) 1 where a synapse may exist, else 0; or NULL
-    void *keep_by_source      # (sources, P) the same as weights lie there, 1 for sources that are not units; or NULL
+    signed char *keep         # (N, N) -1 where a synapse may exist, else 0; or NULL
+    void *keep_by_source      # (sources, P) 1 where a weight may change, as it lies there, else 0; or NULL
 
     # blocks of units
     int *unit                 # (n_blocks, ROWS) units of each block, -1 where there is none
@@ -111,7 +111,7 @@ ctypedef struct Model:
     void *dummy               # (Q,) weights of the missing units
     void *zeros               # (max(P, Q),)
     void **w_rows             # (P,) where the rows of W begin, and of `keep` (or NULL), by place
-    void **keep_rows
+    const signed char **keep_rows
 
     # modulation
     int *type                 # (N,) or NULL: low rank

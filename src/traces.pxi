@@ -301,7 +301,7 @@ cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) 
             continue
         w = <real *>tile.out[i]
         for q in range(n):
-            w[q] -= g[q] if tile.keep == NULL else g[q] * (<real *>tile.keep[i])[q]
+            w[q] -= g[q] if tile.keep == NULL or tile.keep[i][q] else 0
             if sign != NULL and sign[q] * w[q] < 0:
                 w[q] = 0
             if sums != NULL:

@@ -155,7 +155,7 @@ cdef void descend_recurrent(Model *m, real *grad) noexcept nogil:
         w, g, own = <real *>m.w_rec + p * n, grad + p * Q, (<real *>m.w_rec)[p * n + p]
         if m.keep != NULL:
             for q in range(n):
-                g[q] *= (<real *>m.keep)[p * n + q]
+                g[q] = g[q] if m.keep[p * n + q] else 0
         descend_row(w, g, 1, lr, <const real *>m.sign, n)
         if not m.autapses:
             w[p] = own
