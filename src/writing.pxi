@@ -356,8 +356,6 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
                 if k % in_64_bytes(out) == 0:
                     for n in range(1 + rank):
                         prefetch(row + (SOON * (1 + rank) + n) * V + k)
-                    if masked:
-                        prefetch(keep + SOON * V + k)
         for k in range(wide):
             w = spread(out, &ZERO, 0) if masked else row[k]
             for n in range(n_terms):
