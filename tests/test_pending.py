@@ -16,12 +16,12 @@ WITHOUT = {"no cell": mf.ModProp(0.25, mf.LowRank(2), factor="mean")}
 
 
 EVENTS = ("look", "hold", "release", "reset", "other learner", "window")
-unmasked = {"mask": None, "max_rec": 40, "max_steps": 40}
+long = {"gain": 0.5, "max_rec": 40, "max_steps": 40}
 
 
 @settings(max_examples=200)
 @given(
-    problems(gain=0.5, **unmasked),
+    problems(**long),
     st.sampled_from(sorted(RULES | FOLLOWING | WITHOUT)).map((RULES | FOLLOWING | WITHOUT).get),
     st.lists(st.tuples(st.integers(0, 39), st.sampled_from(EVENTS)), max_size=6),
 )
@@ -146,7 +146,7 @@ def test_threads_over_rows_change_no_bit(dtype):
 
 @settings(max_examples=100)
 @given(
-    problems(gain=0.5, **(unmasked | {"max_steps": 100})),
+    problems(**(long | {"max_steps": 100})),
     st.sampled_from(sorted(RULES)).map(RULES.get),
     st.lists(st.just(1) | st.integers(1, 34) | st.integers(33, 99), min_size=1, max_size=4),
     st.booleans(),
