@@ -22,8 +22,9 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import connection, get_context
@@ -261,11 +262,14 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
             while missing and len(running) < jobs:
                 each = missing.pop(0)
                 receive, send = _SPAWN.Pipe(duplex=False)
-                with _interrupt_blocked():
-                    process = _SPAWN.Process(target=_apart, args=(send, setting, *each), daemon=True)
-                    process.start()
-                send.close()
-                running[receive] = process, each
+                process = _SPAWN.Process(target=_apart, args=(send, setting, *each), daemon=True)
+                with interrupt_noted() as interrupted:  # a process that lost its parent while it starts would complain
+                    with _interrupt_blocked():
+                        process.start()
+                    send.close()
+                    running[receive] = process, each
+                if interrupted():
+                    signal.raise_signal(signal.SIGINT)
             failed = None
             for receive in connection.wait(list(running)):
                 process, each = running.pop(receive)
@@ -301,8 +305,30 @@ def _apart(send: Any, setting: Setting, rule: str, seed: int, lr: float) -> None
 
 
 @contextmanager
+def interrupt_noted() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C instead of raising; yield a function that says whether it came. The second one raises."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted.is_set  # only the main thread may install a handler
+        return
+
+    def note(*_: object) -> None:
+        noted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
+
+
+@contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, not even while they import: the parent hears of it, and decides."""
+    """Processes started here never see Ctrl-C, not even while they import: the parent hears of it, and decides.
+
+    The parent may hear of it in here, by a thread of another library's.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

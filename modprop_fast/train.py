@@ -16,11 +16,7 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +26,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks
-from .compare import IN_A_ROW, extras
+from .compare import IN_A_ROW, extras, interrupt_noted
 from .files import read_npz, write_npz, write_whole
 from .learner import Learner
 from .network import Network
@@ -334,7 +330,7 @@ def train(
         mininterval=0.1 if sys.stderr.isatty() else 10.0,  # s: a log file wants fewer lines than a terminal
         disable=not progress,
     )
-    with bar, _interrupt_noted() as interrupted:
+    with bar, interrupt_noted() as interrupted:
         out.mkdir(parents=True, exist_ok=resume)
         write_whole(out / "config.json", lambda file: file.write(config.to_json().encode()))
         try:
@@ -372,22 +368,3 @@ def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     if not state.keys() >= {"config", "generators", "iteration", "seconds", "rows"}:
         raise ValueError(f"resume: expected a checkpoint, got another kind of file at {path}")
     return state
-
-
-@contextmanager
-def _interrupt_noted() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C instead of raising; yield a function that says whether it came. The second one raises."""
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted.is_set  # only the main thread may install a handler
-        return
-
-    def note(*_: object) -> None:
-        noted.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,23 @@ def test_align_keeps_what_it_measured(stop, tmp_path, monkeypatch):
     assert len((tmp_path / "align.csv").read_text().splitlines()) == 1 + 2 * 3 and (tmp_path / "descent.csv").exists()
     with pytest.raises(ValueError, match="out: expected a new folder"):
         align(TINY, "bptt", ["mdgl"], 0, tmp_path, progress=False)
+
+
+def test_ctrl_c_while_a_process_starts_waits_until_it_has_started(tmp_path, monkeypatch):
+    def start(self):  # a thread that does not block the signal hears it: the main one is told, whatever it blocks
+        thread = threading.Thread(target=lambda: (signal.pthread_sigmask(signal.SIG_SETMASK, ()), signal.raise_signal(signal.SIGINT)))
+        thread.start()
+        thread.join()
+        honest(self)
+        started.append(self)
+
+    started, honest = [], module._SPAWN.Process.start
+    monkeypatch.setattr(module._SPAWN.Process, "start", start)
+    with pytest.raises(KeyboardInterrupt, match="every finished run is kept"):
+        compare(TINY, RULES[:2], 1, tmp_path, progress=False)
+    assert len(started) == 1
+    started[0].join(20)
+    assert started[0].exitcode == -signal.SIGTERM
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
