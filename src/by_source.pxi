@@ -96,6 +96,8 @@ cdef inline Py_ssize_t between_sources(const Model *m) noexcept nogil:
 cdef void bring_in(Model *m, real *by_source) noexcept nogil:
     """The weights as the network has them; nothing waits."""
     cdef Py_ssize_t q, n = m.n_rec
+    for q in range(n):
+        (<real *>m.self_weights)[q] = (<const real *>m.w_rec)[q * n + q]
     for q in range(m.n_sources):  # places without a unit: of what has diverged they may have 0 x inf
         memset(by_source + q * between_sources(m) + n, 0, (m.n_places - n) * sizeof(real))
     turn(m, by_source, between_sources(m), True, False)
@@ -229,7 +231,7 @@ cdef inline void feel_by(vec *placed, vec *own, const Waiting *it, Py_ssize_t ty
                 if traced:
                     s[k] = madd(s[k], add, local)
                     if of != ONE_TYPE:
-                        onto = counts_for(placed, it.onto[n], type, v + k, it.of_type, of)
+                        onto = counts_for(placed, it.onto[n], type, v + k, <const void **>it.of_type, of)
                     x = madd(local, onto, (<const vec *>it.h[n])[v + k])
                 s[k] = madd(s[k], dot, x)
                 if owned:

@@ -203,13 +203,6 @@ cdef inline vec spread(const vec *_, const void *c, Py_ssize_t i) noexcept nogil
         return spread_f64((<const double *>c)[i])
 
 
-cdef inline double entry(const vec *x, Py_ssize_t i) noexcept nogil:
-    if vec is f32v:
-        return (<const float *>x)[i]
-    else:
-        return (<const double *>x)[i]
-
-
 cdef inline vec madd(vec s, vec a, vec b) noexcept nogil:
     """s + a b."""
     if vec is f32v:

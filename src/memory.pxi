@@ -276,6 +276,7 @@ cdef class _Memory:
             ("onto_h", (S * waits, D), <size_t>&m.onto_h), ("carried", (S * waits, r), <size_t>&m.carried),
             ("eps_placed", (S * waits, placed), <size_t>&m.eps_placed), ("front", (placed * waits,), <size_t>&m.front),
             ("heard_count", ((Q + LANES) * waits, 1 + r), <size_t>&m.heard_count), ("own", (placed,), <size_t>&m.own),
+            ("self_weights", (Q * waits,), <size_t>&m.self_weights),
             ("counts", (waits * threads, 3 * S * STRETCH_WRITTEN * LANES), <size_t>&m.counts), ("placed", (placed,), <size_t>&m.placed),
             ("eps_dots", (2, S + ROWS), <size_t>&m.eps_dots), ("still", (0, placed), <size_t>&m.still),
             # few connections

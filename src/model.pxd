@@ -163,6 +163,7 @@ ctypedef struct Model:
     # updates that are felt and not yet written
     Py_ssize_t *bounds        # (n_groups + 1,) the first source of each group, a multiple of TOGETHER, and past the last
     void *by_source           # (n_sources and up to 3, 1 + r or 1, P) of each source: weights, traces of `exact`, by place; or NULL
+    void *self_weights        # (Q,) weights from units to themselves, which do not change without autapses
     void *sent                # (S, Q) ring of (1-k) s_t, see `spares`
     unsigned int *spoke       # (Q,) whether s_t != 0: of now in the lowest bit, of n steps ago in bit n; or NULL
     void *still               # (n_sources, P) weights of a chunk that has been written in part, or NULL

@@ -206,10 +206,12 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
 
 cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
     """What this step says of weights and traces is written, and meanwhile current = W z for the next."""
-    cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), before = slot(m, m.t - 1), a, b
+    cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), before = slot(m, m.t - 1), units = 0 if m.autapses else m.n_rec, a, b, p
     cdef Py_ssize_t rank = r if m.trace == TRACE_EXACT else 0
     cdef real *drive = <real *>m.coef
     cdef real *z = <real *>m.input
+    cdef real *missing = <real *>m.old
+    cdef real *current = <real *>m.current
     cdef real total[2]
     cdef Writing it
     m.since[0] = m.t
@@ -217,8 +219,8 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         return
     memset(z, 0, m.stride * sizeof(real))
     memcpy(z, m.pre, m.n_rec * sizeof(real))
-    memset(drive, 0, (2 * r + 1) * P * sizeof(real))  # places without a unit, too
-    it.rows, it.width, it.n_terms, it.sent[0], it.tally = m.by_source, P, m.erred[s], z, drive + r * P
+    memset(drive, 0, 2 * r * P * sizeof(real))  # places without a unit, too
+    it.rows, it.width, it.n_terms, it.sent[0], it.tally, it.missing = m.by_source, P, m.erred[s], z, drive + r * P, missing
     it.far = m.n_sources * P * sizeof(real) > NEAR
     it.carry, it.K = <real *>m.modulator + s * r, <real *>m.power_K + r * r
     it.terms[0], it.local[0] = <real *>m.eps + s * m.stride, <real *>m.local + s * P
@@ -235,7 +237,9 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         write_and_hear_vectors(<f32v *>placed, &it, m, filled_lines(m), rank)
     else:
         write_and_hear_vectors(<f64v *>placed, &it, m, filled_lines(m), rank)
-    by_place(m, <real *>m.current, <const real *>placed, True)
+    by_place(m, current, <const real *>placed, True)
+    for p in range(units):
+        current[p] += missing[p] * z[p]
     m.ahead = True
     if not constrained(m) or m.type == NULL or not m.erred[s]:
         return
@@ -243,9 +247,8 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         matvec(total, <const real *>m.u, <const real *>it.tally + b * P, r, P)
         for a in range(r):
             m.type_sums[a * r + b] = total[a]
-    matvec(total, <const real *>m.u, <const real *>it.tally + r * P, r, P)
-    for a in range(r):
-        m.type_sums[a * r + a] += total[a]
+    for p in range(units):
+        m.type_sums[m.type[p] * (r + 1)] += missing[p]
 
 
 cdef void write_group(Model *m, Py_ssize_t group, bint whole, real *coef) noexcept nogil:
@@ -256,7 +259,8 @@ cdef void write_group(Model *m, Py_ssize_t group, bint whole, real *coef) noexce
     cdef Py_ssize_t P = m.n_places, Q = m.stride, rank = m.rank if m.trace == TRACE_EXACT else 0, n_steps = m.t - m.since[group]
     cdef Py_ssize_t first = m.bounds[group], last = m.bounds[group + 1], units = min(last, m.n_rec), n, p, a, at, apart = (1 + rank) * P
     cdef bint owed = m.since[group] < m.owed_until
-    cdef real *kept = <real *>m.input
+    cdef const real *kept = <const real *>(m.zeros if m.stands else m.self_weights)
+    cdef real *missing = <real *>m.input
     cdef real *rows = <real *>m.by_source
     cdef real *placed
     cdef real *owed_row
@@ -265,14 +269,9 @@ cdef void write_group(Model *m, Py_ssize_t group, bint whole, real *coef) noexce
     whole = whole and m.summed
     m.sums_too = whole and (owed or not m.frozen)  # else of a chunk that came to no end
     if rank or owed or m.sums_too:
-        for p in range(first, units):
-            kept[p] = rows[p * apart + m.place[p]]
         share_out(m, True, group, coef)
-        for p in range(first, units):  # no synapse is there
-            at = p * apart + m.place[p]
-            rows[at] = kept[p]
-            for a in range(1, 1 + rank):
-                rows[at + a * P] = 0
+        for p in range(first, units):
+            leave_own(rows + p * apart + m.place[p], missing + p, kept[p], P, rank)
     if m.trace == TRACE_EXACT:
         memset(<real *>m.carried + group * rank, 0, rank * sizeof(real))
     for a in range(m.rank if whole else 0):

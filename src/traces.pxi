@@ -381,9 +381,7 @@ cdef inline void mean_body(vec *G, const vec *was, vec *row, vec *sums, const ve
     cdef vec m[2]
     cdef vec x, s, sum, was0, was1
     for a in range(known):  # that no store can touch
-        d[a] = spread(G, drive, a)
-        if learn:
-            m[a] = spread(G, modulator, a)
+        d[a], m[a] = spread(G, drive, a), spread(G, modulator, a)
         for c in range(known):
             k[2 * a + c] = spread(G, K, a * r + c)
     for q in range(n_vectors):

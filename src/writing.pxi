@@ -42,6 +42,7 @@ ctypedef struct Writing:
     const void *sent[SLOTS]    # (Q,) (1-k) s_t of n steps ago
     const unsigned int *spoke  # (Q,) bit n: whether it is not 0
     void *tally                # of `write_and_hear`, see there
+    void *missing              # (N,) what the weights of units from themselves were written too little
     const void *keep           # (1,) k
 
 
@@ -55,7 +56,7 @@ cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_
     cdef const vec *h
     cdef const vec *local
     cdef const void *drive
-    cdef vec d = spread(kind, &ZERO, 0), e = d, f = d, x, keep
+    cdef vec d = spread(kind, &ZERO, 0), e = d, f = d, keep = d, x
     if spared:
         keep = spread(kind, it.keep, 0)
         for k in range(size):
@@ -72,11 +73,11 @@ cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_
         for k in range(size):
             x = h[k]
             if of != ONE_TYPE:
-                e = counts_for(kind, drive, it.type, v + k, it.of_type, of)
+                e = counts_for(kind, drive, it.type, v + k, <const void **>it.of_type, of)
                 if owed:
-                    d = counts_for(kind, it.onto[n], it.type, v + k, it.of_type, of)
+                    d = counts_for(kind, it.onto[n], it.type, v + k, <const void **>it.of_type, of)
                 if rank == 2:
-                    f = counts_for(kind, <const char *>drive + apart, it.type, v + k, it.of_type, of)
+                    f = counts_for(kind, <const char *>drive + apart, it.type, v + k, <const void **>it.of_type, of)
             if owed:
                 out[k] = madd(-local[k], -d, x)
             out[size + k] = e * x
@@ -295,14 +296,13 @@ cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py
 
 # ---------------------------------------------------------------- one step, and what the next hears
 
-cdef inline void leave_own(real *fix, real *short, real *row, Py_ssize_t own, real kept, real s, Py_ssize_t P, Py_ssize_t rank) noexcept nogil:
-    """A weight that is no synapse as it was, no traces of it, and what the sums over it are short of."""
+cdef inline void leave_own(real *row, real *missing, real kept, Py_ssize_t P, Py_ssize_t rank) noexcept nogil:
+    """No synapse is there: the weight as it was, no traces; `missing`: what it was written too little."""
     cdef Py_ssize_t a
-    short[own] = kept - row[own]
-    fix[own] = short[own] * s
-    row[own] = kept
+    missing[0] = kept - row[0]
+    row[0] = kept
     for a in range(1, 1 + rank):
-        row[own + a * P] = 0
+        row[a * P] = 0
 
 
 cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, const Model *m, Py_ssize_t v, Py_ssize_t wide, Py_ssize_t n_terms,
@@ -310,21 +310,26 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
     """So many vectors of all sources:  R = K R + drive eps,  W -= sum_n local_n terms_n + m R,  out = W z  with z as `sent`.
 
     The drives are behind the `local`, and eps behind the `terms`; none of these: W stays as it is.
-    `signed`: no weight crosses zero; `masked`: some do not change.  tally[b] = sums of W over the sources of type b, (n_types, P), and
-    [n_types] what all are short of.
+    `signed`: no weight crosses zero; `masked`: some do not change.  tally[b] = sums of W over the sources of type b, (n_types, P).
     """
-    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, n_own = 0 if m.autapses else m.n_rec, q, n, k, own
+    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, P = it.width, V = P // lanes, n_own = 0 if m.autapses else m.n_rec, own, q, n, k
+    cdef const void *z = it.sent[0]  # by names of their own: no store can touch these
+    cdef const int *place = m.place
+    cdef void *missing = it.missing
+    cdef const void *kept = m.self_weights
+    cdef const void *eps_row = it.terms[n_terms] if rank else NULL
+    cdef const void *terms[3]
+    cdef bint far = it.far
     cdef vec part[4 * 3]
     cdef vec term[3]
     cdef vec sum[4]
-    cdef vec fix[4]
-    cdef vec short[4]
     cdef vec tally[2 * 4]
     cdef vec K[4]
     cdef vec modulator[2]
     cdef vec w, a, b, c, s, eps, sign
     cdef const vec *keep = NULL
-    cdef double kept = 0
+    for n in range(n_terms):
+        terms[n] = it.terms[n]
     for n in range(n_terms + rank):
         for k in range(wide):
             w = (<const vec *>it.local[n])[v + k]
@@ -334,24 +339,21 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
     for k in range(rank if n_terms else 0):
         modulator[k] = -spread(out, it.carry, k)
     for k in range(wide):
-        sum[k] = fix[k] = short[k] = spread(out, &ZERO, 0)
+        sum[k] = spread(out, &ZERO, 0)
     for k in range(n_types * wide):
         tally[k] = spread(out, &ZERO, 0)
     row += v
     if masked:
         keep = <const vec *>m.keep_by_source + v
     for q in range(m.n_sources):
-        own = m.place[q] - v * lanes if q < n_own else -1
-        if 0 <= own < wide * lanes:
-            kept = entry(row, own)
-        s = spread(out, it.sent[0], q)
+        s = spread(out, z, q)
         if signed:
             sign = spread(out, m.sign, q) if m.sign != NULL and q < m.n_rec else spread(out, &ZERO, 0)
         for n in range(n_terms):
-            term[n] = spread(out, it.terms[n], q)
+            term[n] = spread(out, terms[n], q)
         if rank:
-            eps = spread(out, it.terms[n_terms], q)
-        if it.far:
+            eps = spread(out, eps_row, q)
+        if far:
             for k in range(wide):
                 if k % in_64_bytes(out) == 0:
                     for n in range(1 + rank):
@@ -377,25 +379,24 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
                 w = madd(row[k], keep[k], w)
             if signed:
                 w = keep_sign(w, &sign)
-            if n_terms:
-                row[k] = w
             for n in range(n_types):
                 tally[n * wide + k] = madd(tally[n * wide + k], w, spread(out, m.membership, n * m.stride + q))
             sum[k] = madd(sum[k], w, s)
+            if n_terms:  # only now: the sum stays where it is
+                row[k] = w
+        own = place[q] - v * lanes if q < n_own else -1
         if 0 <= own < wide * lanes:
             if vec is f32v:
-                leave_own(<float *>fix, <float *>short, <float *>row, own, <float>kept, (<const float *>it.sent[0])[q], it.width, rank)
+                leave_own(<float *>row + own, <float *>missing + q, (<const float *>kept)[q], P, rank)
             else:
-                leave_own(<double *>fix, <double *>short, <double *>row, own, kept, (<const double *>it.sent[0])[q], it.width, rank)
+                leave_own(<double *>row + own, <double *>missing + q, (<const double *>kept)[q], P, rank)
         row += (1 + rank) * V
         if masked:
             keep += V
     for k in range(wide):
-        out[v + k] = sum[k] + fix[k]
+        out[v + k] = sum[k]
         for n in range(n_types):
             (<vec *>it.tally)[n * V + v + k] = tally[n * wide + k]
-        if n_types:
-            (<vec *>it.tally)[n_types * V + v + k] = short[k]
 
 
 cdef inline void write_and_hear_by(vec *out, const Writing *it, const Model *m, Py_ssize_t n_vectors, Py_ssize_t n_terms, Py_ssize_t rank,
