@@ -34,6 +34,7 @@ def run_trials(
     ys: list[_Floats] | None = None,
     *,
     alone: bool = False,
+    backwards: bool = False,
 ) -> None: ...
 
 @disjoint_base
@@ -133,11 +134,3 @@ class Engine:
     def window(self) -> int: ...
     @window.setter
     def window(self, window: int) -> None: ...
-    def adjoint(
-        self,
-        xs: _Floats,
-        target: _Floats | None,
-        label: NDArray[np.int64] | None,
-        mask: NDArray[np.uint8] | None,
-        scale: float,
-    ) -> None: ...

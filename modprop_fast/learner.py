@@ -24,6 +24,7 @@ from .stepwise import Stepwise
 
 _FIXED = frozenset(("network", "rule", "loss_name", "optimizer", "update", "threads"))
 _STATE_BYTES = 1 << 28  # for the traces and gradients of trials that go through W together, per thread
+_RECORD_BYTES = 1 << 26  # and for what is kept of their steps, by rules that need the whole trial
 
 
 class Evaluation(NamedTuple):
@@ -317,7 +318,7 @@ class Learner:
         """One update from B trials, each from rest, with the weights frozen until all are done.
 
         Memory does not depend on T, nor on B beyond the sixteen trials that a thread holds at most (with a rule that
-        cannot stream: O(T N) per thread).
+        cannot stream: O(T N) per thread, of several trials while they fit into 64 MB).
 
         Parameters
         ----------
@@ -443,9 +444,11 @@ class Learner:
         changes the order of additions: so it does not depend on the number of threads.
         """
         self.network.settle()
-        n_trials, state = len(inputs), 4 * self.network.n_rec**2 * (self._plan.rank + 1)
-        fit = min(MAX_TOGETHER, _STATE_BYTES // state)
-        alone = mode == "offline" or min(n_trials, fit) < 4
+        n_trials, backwards, n_rec = len(inputs), mode == "offline", self.network.n_rec
+        fit = min(MAX_TOGETHER, _STATE_BYTES // (4 * n_rec**2 * (self._plan.rank + 1)))
+        if backwards:
+            fit = min(fit, MAX_TOGETHER // 2, _RECORD_BYTES // (4 * 5 * n_rec * max(inputs.shape[1], 1)))  # half is quicker
+        alone = min(n_trials, fit) < 4
         together = 1 if alone else min(fit, max(4, -(-n_trials // self.threads)))
         parts = [range(i, min(i + together, n_trials)) for i in range(0, n_trials, together)]
         while len(engines) < min(self.threads, len(parts)) * together:
@@ -455,11 +458,8 @@ class Learner:
 
         def one(engines, part):
             trials = [(inputs[i], *targets.trial(i), weights[i]) for i in part]
-            if mode == "offline":
-                engines[0].adjoint(*trials[0])
-            else:
-                ys = None if outputs is None else [outputs[i] for i in part]
-                run_trials(engines, trials, mode != "evaluate", ys, alone=alone)
+            ys = None if outputs is None else [outputs[i] for i in part]
+            run_trials(engines, trials, mode != "evaluate", ys, alone=alone, backwards=backwards)
             return engines
 
         for first in range(0, len(parts), self.threads):

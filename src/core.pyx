@@ -132,6 +132,7 @@ cdef class Engine(_Arrangement):
     cdef object given, given_before  # what the last two steps returned
     cdef int given_flags
     cdef object on_unstable, on_plan
+    cdef object recorded  # arrays of `_record`, for the next trial of as many steps
     cdef public Py_ssize_t since_plan  # steps
 
     GRADIENT = ("grad", "grad_w_out", "grad_b_out")
@@ -502,39 +503,24 @@ cdef class Engine(_Arrangement):
             mpf_unflush(fp)
             mpf_add(&self.team.arrived, 1)
 
-    def adjoint(self, xs, target, label, mask, double scale):
-        """Gradient of one trial, from rest, times `scale`, in the rule's adjoint form: O(T (N + Q)) memory."""
-        self.reset()
-        self.clear()
-        cdef Trials trial = self._trials(xs, target, label, mask)
-        cdef Record rec
-        cdef int status
-        cdef unsigned long long fp
-        cdef Backwards how
-        plan = self.plan
-        T, N, Q, dtype = len(xs), self.m.n_rec, self.m.stride, self.network.dtype
-        pre, eps = np.empty((2, T, Q), dtype)
-        h, signal, rows = np.empty((3, T, N), dtype)
-        exact_rows, d = np.empty((T if plan.exact_steps else 0, N), dtype), np.empty(N, dtype)
-        mu = np.array(plan.mu_of_units(N), dtype)
-        hbar = None if plan.hbar is None else np.array(plan.hbar, dtype)
-        rec.pre, rec.eps, rec.h = address(pre), address(eps), address(h)
-        rec.signal, rec.rows, rec.exact_rows, rec.d = address(signal), address(rows), address(exact_rows), address(d)
+    cdef _record(self, Py_ssize_t n_steps, Record *rec, Backwards *how):
+        """Room for what the adjoint form needs of a trial, and what it is to compute."""
+        plan, N, Q, T = self.plan, self.m.n_rec, self.m.stride, n_steps
+        if self.recorded is None or len(self.recorded["h"]) != T:
+            self.recorded = None  # before there is more
+            self.recorded = aligned({
+                "pre": (T, Q), "eps": (0 if plan.adjoint in ("mean", "bptt", "snap1") else T, Q), "h": (T, N), "signal": (T, N),
+                "rows": (T if plan.horizon else 0, N), "exact_rows": (T if plan.exact_steps else 0, N), "d": (N,), "mu": (N,), "hbar": (N,),
+            }, self.network.dtype)  # fmt: skip
+        room = self.recorded
+        room["mu"][:] = plan.mu_of_units(N)
+        room["hbar"][:] = 0 if plan.hbar is None else plan.hbar
+        rec.pre, rec.eps, rec.h, rec.signal = address(room["pre"]), address(room["eps"]), address(room["h"]), address(room["signal"])
+        rec.rows = address(room["rows"]) if plan.horizon else rec.signal
+        rec.exact_rows, rec.d, how.mu, how.hbar = address(room["exact_rows"]), address(room["d"]), address(room["mu"]), address(room["hbar"])
         how.kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "running": ADJOINT_RUNNING, "taps": ADJOINT_TAPS,
                     "bptt": ADJOINT_BPTT, "snap1": ADJOINT_SNAP1}[plan.adjoint]
         how.cells, how.exact_steps, how.horizon = plan.cells, plan.exact_steps, plan.horizon
-        how.mu, how.hbar = address(mu), address(hbar)
-        self._enter("gradient")
-        self.m.scale = scale
-        with nogil:
-            fp = mpf_flush()
-            status = self.kernels.record(&self.m, &trial, &rec)
-            if status == OK:
-                self.kernels.adjoint(&self.m, &rec, &how, trial.n_steps)
-            mpf_unflush(fp)
-        self.m.scale = 1.0
-        mpf_release(&self.busy)
-        self._check("gradient", status, &trial)
 
     cdef Trials _trials(self, xs, target, label, mask):
         cdef Trials trial
@@ -558,10 +544,10 @@ cdef class Engine(_Arrangement):
             raise FloatingPointError(f"{call}: expected a finite readout, got {self.y} at step {trial.steps_done}")
 
 
-MAX_TOGETHER = LANES
+MAX_TOGETHER = TRIALS
 
 
-def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alone=False):
+def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alone=False, bint backwards=False):
     """Up to MAX_TOGETHER trials of one length, each from rest on its own engine, all on one network whose weights stand still.
 
     Parameters
@@ -572,16 +558,20 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
         Leave each trial's gradient, times its `scale`, in its engine.
     ys : list of (T, n_out) arrays, optional
     alone : bool
-        One after the other, not step by step together with one product W z for all.
+        Each with its own products, not one with W for all.
+    backwards : bool
+        By the rule's adjoint form: O(T (N + Q)) memory for each.
     """
-    cdef Model *models[LANES]
-    cdef Trials streams[LANES]
+    cdef Model *models[TRIALS]
+    cdef Trials streams[TRIALS]
+    cdef Record recs[TRIALS]
+    cdef Backwards how[TRIALS]
     cdef Engine engine, first = engines[0]
     cdef Py_ssize_t i, n = len(engines)
     cdef int status = OK
     cdef unsigned long long fp
     cdef Py_ssize_t width = first.arrays["current"].size
-    turned = aligned({"w": (first.m.stride, width)}, first.network.dtype)["w"]  # as many rows as sources, or more
+    turned = aligned({"w": (0 if alone else first.m.stride, width)}, first.network.dtype)["w"]  # as many rows as sources, or more
     cdef void *w = address(turned)
     for i in range(n):
         engine = engines[i]
@@ -589,20 +579,19 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
         engine.reset()
         if learn:
             engine.clear()
-        engine._enter("run")
-        engine.m.scale = scale
+        if backwards:
+            engine._record(len(xs), &recs[i], &how[i])
         streams[i] = engine._trials(xs, target, label, mask)
         streams[i].learn, streams[i].y = learn, address(None if ys is None else ys[i])
         models[i] = &engine.m
+    for engine, (*_, scale) in zip(engines, trials, strict=True):
+        engine._enter("run")
+        engine.m.scale = scale
     with nogil:
         fp = mpf_flush()
-        if not alone:
-            status = first.kernels.run_together(models, streams, n, w, width)
-        for i in range(n if alone else 0):
-            status = first.kernels.run(models[i], &streams[i])
-            if status != OK:
-                streams[0].failed = i
-                break
+        status = first.kernels.run_together(models, streams, recs if backwards else NULL, n, w, width)
+        if backwards and status == OK:
+            first.kernels.adjoint(models, recs, how, n, streams[0].n_steps, w, width)
         for i in range(n):
             first.kernels.settle(models[i])
         mpf_unflush(fp)

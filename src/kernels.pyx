@@ -59,29 +59,25 @@ cdef int run_f32(Model *m, Trials *trial) noexcept nogil:
 cdef int run_f64(Model *m, Trials *trial) noexcept nogil:
     return run(m, trial, <const double *>trial.x)
 
-cdef int run_together_f32(Model **models, Trials *trials, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil:
-    return run_together(models, trials, n, <float *>w, width)
+cdef int run_together_f32(Model **models, Trials *trials, Record *recs, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil:
+    return run_together(models, trials, recs, n, <float *>w, width)
 
-cdef int run_together_f64(Model **models, Trials *trials, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil:
-    return run_together(models, trials, n, <double *>w, width)
+cdef int run_together_f64(Model **models, Trials *trials, Record *recs, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil:
+    return run_together(models, trials, recs, n, <double *>w, width)
 
-cdef int record_f32(Model *m, Trials *trial, Record *rec) noexcept nogil:
-    return record_trial(m, trial, rec, <const float *>trial.x)
+cdef void adjoint_f32(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, void *w, Py_ssize_t width) noexcept nogil:
+    cdef Py_ssize_t i
+    if not how.horizon:
+        adjoint(models, recs, how, n, n_steps, <float *>w, width)
+    for i in range(n if how.horizon else 0):
+        truncated(models[i], &recs[i], how.horizon, <float *>recs[i].signal, n_steps)
 
-cdef int record_f64(Model *m, Trials *trial, Record *rec) noexcept nogil:
-    return record_trial(m, trial, rec, <const double *>trial.x)
-
-cdef void adjoint_f32(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil:
-    if how.horizon:
-        truncated(m, rec, how.horizon, <float *>rec.signal, n_steps)
-    else:
-        adjoint(m, rec, how, <float *>how.mu, n_steps)
-
-cdef void adjoint_f64(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil:
-    if how.horizon:
-        truncated(m, rec, how.horizon, <double *>rec.signal, n_steps)
-    else:
-        adjoint(m, rec, how, <double *>how.mu, n_steps)
+cdef void adjoint_f64(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, void *w, Py_ssize_t width) noexcept nogil:
+    cdef Py_ssize_t i
+    if not how.horizon:
+        adjoint(models, recs, how, n, n_steps, <double *>w, width)
+    for i in range(n if how.horizon else 0):
+        truncated(models[i], &recs[i], how.horizon, <double *>recs[i].signal, n_steps)
 
 cdef void assist_f32(Model *m, int place) noexcept nogil:
     assist_in(m, place, <const float *>NULL)
@@ -141,8 +137,8 @@ cdef bint finite_f64(const void *values, Py_ssize_t n) noexcept nogil:
 
 
 cdef Kernels[2] kernel_table
-kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, record_f32, adjoint_f32, assist_f32, reset_f32, settle_f32, write_f32, descend_f32, refresh_f32, derive_f32, gather_f32, finite_f32)
-kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, record_f64, adjoint_f64, assist_f64, reset_f64, settle_f64, write_f64, descend_f64, refresh_f64, derive_f64, gather_f64, finite_f64)
+kernel_table[0] = Kernels(step_f32, run_f32, run_together_f32, adjoint_f32, assist_f32, reset_f32, settle_f32, write_f32, descend_f32, refresh_f32, derive_f32, gather_f32, finite_f32)
+kernel_table[1] = Kernels(step_f64, run_f64, run_together_f64, adjoint_f64, assist_f64, reset_f64, settle_f64, write_f64, descend_f64, refresh_f64, derive_f64, gather_f64, finite_f64)
 
 
 def table() -> int:

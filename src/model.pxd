@@ -21,6 +21,7 @@ cdef enum:
     ROWS = 4    # units of a block
     TEAM = 8    # threads over the rows of one network, at most
     SLOTS = 33  # of the rings: step t is in slot t mod SLOTS; `spoke` has a bit for each but one
+    TRIALS = 16  # that go through W together, at most
     TOGETHER = 4  # sources that are read, or written, at once: those of a group
     SPARED_FROM = 16  # sources of a group from which on a sum that leaves out silent ones pays
     STRETCH_WRITTEN = 6  # lines of places that are written at once, so that what terms count for stays in the first cache
@@ -246,10 +247,10 @@ ctypedef struct Trials:
 # What the adjoint needs of every step of a trial.
 ctypedef struct Record:
     void *pre                 # (T, Q)
-    void *eps                 # (T, Q)
+    void *eps                 # (T, Q), or NULL where the gradient is onto s
     void *h                   # (T, N)
     void *signal              # (T, N)
-    void *rows                # (T, N) out: the left factor of the gradient
+    void *rows                # (T, N) out: the left factor of the gradient; it may be `signal`
     void *exact_rows          # (T, N) out: that of the exact part, with exact_steps
     void *d                   # (N,) scratch
 
@@ -268,9 +269,8 @@ ctypedef struct Backwards:
 ctypedef struct Kernels:
     int (*step)(Model *m, const void *x, const void *target, long long label, ErrorSource source, bint learn) noexcept nogil
     int (*run)(Model *m, Trials *trial) noexcept nogil
-    int (*run_together)(Model **models, Trials *trials, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil
-    int (*record)(Model *m, Trials *trial, Record *rec) noexcept nogil
-    void (*adjoint)(Model *m, Record *rec, Backwards *how, Py_ssize_t n_steps) noexcept nogil
+    int (*run_together)(Model **models, Trials *trials, Record *recs, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil
+    void (*adjoint)(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, void *w, Py_ssize_t width) noexcept nogil
     void (*assist)(Model *m, int place) noexcept nogil
     void (*reset)(Model *m) noexcept nogil
     void (*settle)(Model *m) noexcept nogil  # and show it in the network's arrays

@@ -121,27 +121,36 @@ cdef Status run(Model *m, Trials *trial, const real *x) noexcept nogil:
     return OK
 
 
-cdef Status run_together(Model **models, Trials *trials, Py_ssize_t n, real *w, Py_ssize_t width) noexcept nogil:
-    """Up to LANES trials of one length through the same frozen weights, step by step: their input is one product of
-    matrices.  `w`: (N + n_in (+ 1), width) zeros, scratch."""
-    cdef Status status
+cdef Status run_together(Model **models, Trials *trials, Record *recs, Py_ssize_t n, real *w, Py_ssize_t width) noexcept nogil:
+    """Up to TRIALS trials of one length through the same frozen weights, step by step; with `recs` for `adjoint`.
+
+    Their input is one product of matrices, with `w`: (N + n_in (+ 1), width) zeros, scratch; or NULL: each its own.
+    """
+    cdef Status status = OK
     cdef Py_ssize_t t, i, n_in = models[0].n_in, n_rec = models[0].n_rec, n_sources = n_rec + n_in + (models[0].b_rec != NULL)
-    cdef void *pre[LANES]
-    cdef void *current[LANES]
-    turn(models[0], w, width, False, False)
+    cdef const real *x
+    cdef void *pre[TRIALS]
+    cdef void *current[TRIALS]
+    if w != NULL:
+        turn(models[0], w, width, False, False)
     for i in range(n):
         pre[i], current[i] = models[i].pre, models[i].current
     for t in range(trials[0].n_steps):
-        for i in range(n):
+        for i in range(n if w != NULL else 0):
             memcpy(<real *>pre[i] + n_rec, <const real *>trials[i].x + t * n_in, n_in * sizeof(real))
-        matmul(current, pre, n, w, n_sources, width // LANES)
+        if w != NULL:
+            matmul(current, pre, n, w, n_sources, width // LANES)
         for i in range(n):
-            models[i].driven = True
-            status = step_of(models[i], &trials[i], t, <const real *>trials[i].x)
+            models[i].driven, x = w != NULL, <const real *>trials[i].x
+            status = step_of(models[i], &trials[i], t, x) if recs == NULL else record_step(models[i], &trials[i], &recs[i], t, x)
             if status != OK:
                 trials[0].failed = i
-                return status
-    return OK
+                break
+        if status != OK:
+            break
+    for i in range(n if recs != NULL else 0):
+        models[i].t = 0  # no step that owes anything
+    return status
 
 
 cdef void descend_recurrent(Model *m, real *grad) noexcept nogil:
@@ -188,34 +197,31 @@ cdef void end_chunk(Model *m, bint learn, real *grad) noexcept nogil:
 
 # ---------------------------------------------------------------- the adjoint form
 
-cdef Status record_trial(Model *m, Trials *trial, Record *rec, const real *x) noexcept nogil:
-    """Run a trial without traces and keep what `adjoint` needs; the readout's gradient is added on the way."""
+cdef Status record_step(Model *m, Trials *trial, Record *rec, Py_ssize_t t, const real *x) noexcept nogil:
+    """Step t of a trial, without traces, and what `adjoint` needs of it; the readout's gradient is added on the way."""
     cdef const real *target = <const real *>trial.target
-    cdef real *pre = <real *>rec.pre
-    cdef real *signal = <real *>rec.signal
-    cdef ErrorSource source
-    cdef Py_ssize_t t, n = m.n_rec, Q = m.stride
-    for t in range(trial.n_steps):
-        trial.steps_done = t
-        memcpy(pre + t * Q, m.pre, n * sizeof(real))  # z_{t-1}: forward overwrites it
-        if not forward(m, x + t * m.n_in):
-            m.t = 0  # no step that owes anything
-            return DIVERGED
-        memcpy(pre + t * Q + n, <real *>m.pre + n, (Q - n) * sizeof(real))
+    cdef Py_ssize_t n = m.n_rec, Q = m.stride
+    cdef real *pre = <real *>rec.pre + t * Q
+    cdef real *signal = <real *>rec.signal + t * n
+    cdef ErrorSource source = source_at(trial, t)
+    trial.steps_done = t
+    memcpy(pre, m.pre, n * sizeof(real))  # z_{t-1}: forward overwrites it
+    if not forward(m, x + t * m.n_in):
+        return DIVERGED
+    memcpy(pre + n, <real *>m.pre + n, (Q - n) * sizeof(real))
+    if rec.eps != NULL:
         memcpy(<real *>rec.eps + t * Q, <real *>m.eps + slot(m, m.t) * Q, Q * sizeof(real))
-        memcpy(<real *>rec.h + t * n, m.h, n * sizeof(real))
-        if m.h_sum != NULL:
-            axpy(<real *>m.h_sum, <real>1, <real *>m.h, n)
-            m.h_count += 1
-        source = source_at(trial, t)
-        if source == FROM_NOTHING:
-            memset(signal + t * n, 0, n * sizeof(real))
-            continue
-        output_error(m, target + t * m.n_out if target != NULL else NULL,
-                     trial.label[t] if source == FROM_LABEL else 0, source)
-        learning_signal(m, signal + t * n)
-        learn_readout(m, <real *>m.error, <real *>m.pre)
-    m.t = 0
+    memcpy(<real *>rec.h + t * n, m.h, n * sizeof(real))
+    if m.h_sum != NULL:
+        axpy(<real *>m.h_sum, <real>1, <real *>m.h, n)
+        m.h_count += 1
+    if source == FROM_NOTHING:
+        memset(signal, 0, n * sizeof(real))
+        return OK
+    output_error(m, target + t * m.n_out if target != NULL else NULL,
+                 trial.label[t] if source == FROM_LABEL else 0, source)
+    learning_signal(m, signal)
+    learn_readout(m, <real *>m.error, <real *>m.pre)
     return OK
 
 
@@ -252,8 +258,21 @@ cdef void through_taps(Model *m, real *back, const real *direct, Py_ssize_t t, P
     matvec(<real *>m.modulator + slot(m, t) * r, <const real *>m.u, placed, r, m.n_places)
 
 
-cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_steps) noexcept nogil:
-    """Backwards in time; grad += sum_t rows_t eps_t^T, or of a rule that is exact in sum_t rows_t s_t^T.
+cdef void through_together(Model **models, void **back, void **lam, Py_ssize_t n, const real *w, Py_ssize_t width) noexcept nogil:
+    """back[i] = (1-k) W^T lam[i]: one product of matrices, with W in lines, or without each its own."""
+    cdef Py_ssize_t i, p
+    for i in range(n if w == NULL else 0):
+        through_w(models[i], <real *>back[i], <const real *>lam[i])
+    if w == NULL:
+        return
+    matmul(back, lam, n, w, models[0].n_rec, width // LANES)
+    for i in range(n):
+        for p in range(models[0].n_rec):
+            (<real *>back[i])[p] *= <real>(1 - models[0].leak)
+
+
+cdef void adjoint(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, real *w, Py_ssize_t width) noexcept nogil:
+    """Trials backwards in time, step by step; grad += sum_t rows_t eps_t^T, or of a rule that is exact in sum_t rows_t s_t^T.
 
     m = h L, and back = (1-k) Wb^T lam_{t+1}: one pass over W for `cells` and BPTT, none otherwise.
     none     rows = m
@@ -267,64 +286,79 @@ cdef void adjoint(Model *m, Record *rec, Backwards *how, real *mu, Py_ssize_t n_
     exact_steps: BPTT by chunks, each from lam = 0 behind it; what it says of the step before the chunk,
     dE_chunk / dv_{t0-1}, is the m of the rule, which is 0 elsewhere.
     """
+    cdef Py_ssize_t i, p, t, n_rec = models[0].n_rec
+    cdef Adjoint kind = how.kind
+    cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1
+    cdef void *lam[TRIALS]
+    cdef void *back[TRIALS]
+    cdef void *d[TRIALS]
+    cdef void *direct[TRIALS]
+    for p in range(n_rec if w != NULL else 0):
+        memcpy(w + p * width, <const real *>models[0].w_rec + p * n_rec, n_rec * sizeof(real))
+    for i in range(n):
+        lam[i], back[i], d[i], direct[i] = models[i].signal, models[i].current, recs[i].d, models[i].input
+        memset(lam[i], 0, n_rec * sizeof(real))
+        memset(d[i], 0, n_rec * sizeof(real))
+    for t in range(n_steps - 1, -1, -1):
+        if how.exact_steps:
+            through_together(models, direct, d, n, w, width)
+        if how.cells:
+            through_together(models, back, lam, n, w, width)
+        for i in range(n):
+            adjoint_step(models[i], &recs[i], &how[i], t, n_steps, <real *>how[i].mu, onto_sources)
+    for i in range(n):
+        if how.exact_steps:
+            add_products(models[i], <real *>recs[i].exact_rows, <real *>recs[i].pre, n_steps)
+        add_products(models[i], <real *>recs[i].rows, <real *>(recs[i].pre if onto_sources else recs[i].eps), n_steps)
+
+
+cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t, Py_ssize_t n_steps, real *mu, bint onto_sources) noexcept nogil:
+    """One step of `adjoint`; the products with W^T, of d in `input`, are at hand."""
     cdef real *lam = <real *>m.signal
     cdef real *back = <real *>m.current
+    cdef const real *through_d = <const real *>m.input
     cdef real *d = <real *>rec.d
-    cdef const real *L
-    cdef const real *h
-    cdef const real *f
-    cdef real *rows
-    cdef real *exact
-    cdef real keep = 0 if m.one_tap else <real>m.leak, leak = <real>m.leak, take = <real>(1 - m.leak), direct
-    cdef Py_ssize_t i, t, p, n = m.n_rec, b = how.exact_steps
+    cdef Py_ssize_t p, n = m.n_rec, b = how.exact_steps
+    cdef const real *L = <const real *>rec.signal + t * n
+    cdef const real *h = <const real *>rec.h + t * n
+    cdef real *rows = <real *>rec.rows + t * n
+    cdef real *exact = <real *>rec.exact_rows + t * n
     cdef Adjoint kind = how.kind
-    cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1, last
-    memset(lam, 0, n * sizeof(real))
-    memset(back, 0, n * sizeof(real))
-    memset(d, 0, n * sizeof(real))
-    for i in range(n_steps):
-        t = n_steps - 1 - i
-        L, h = <real *>rec.signal + t * n, <real *>rec.h + t * n
-        rows = <real *>rec.rows + t * n
-        f = <const real *>how.hbar if kind == ADJOINT_RUNNING else h
-        if b:
-            exact, last = <real *>rec.exact_rows + t * n, (t + 1) % b == 0 or i == 0
-            through_w(m, back, d)
-            for p in range(n):
-                direct = leak * d[p] + h[p] * back[p]
-                d[p] = h[p] * L[p] + (0 if last else direct)
-                exact[p] = take * d[p]
-                rows[p] = direct if last else 0
-        else:
-            for p in range(n):
-                rows[p] = h[p] * L[p]
-        if kind == ADJOINT_NONE:
-            continue
-        if kind == ADJOINT_TAPS:
-            through_taps(m, back, rows, t, i)
-        elif kind == ADJOINT_SNAP1:
-            for p in range(n):
-                back[p] = take * (<real *>m.w_rec)[p * n + p] * lam[p]
-        elif how.cells:
-            through_w(m, back, lam)
-        else:
-            through_modulators(m, back, lam)
-        if m.instant:
-            instant_mu(m, h)
-            for p in range(n):
-                mu[p] = <real>m.type_mu[m.type[p]]
-        for p in range(n if kind == ADJOINT_MEAN and not m.self_modulation else 0):
-            back[p] -= (<real *>m.drive)[m.type[p] * m.rank + m.type[p]] * lam[p]  # the diagonal, to the bit
-        for p in range(n):
-            lam[p] = rows[p] + keep * lam[p]
-            if kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1:
-                lam[p] += h[p] * back[p]
-            elif not m.one_tap:
-                lam[p] += mu[p] * back[p]
-            rows[p] = take * lam[p] if onto_sources else rows[p] + f[p] * back[p]
+    cdef const real *f = <const real *>how.hbar if kind == ADJOINT_RUNNING else h
+    cdef real keep = 0 if m.one_tap else <real>m.leak, leak = <real>m.leak, take = <real>(1 - m.leak), direct
+    cdef bint last
     if b:
-        add_products(m, <real *>rec.exact_rows, <real *>rec.pre, n_steps)
-    add_products(m, <real *>rec.rows, <real *>(rec.pre if onto_sources else rec.eps), n_steps)
+        last = (t + 1) % b == 0 or t + 1 == n_steps
+        for p in range(n):
+            direct = leak * d[p] + h[p] * through_d[p]
+            d[p] = h[p] * L[p] + (0 if last else direct)
+            exact[p] = take * d[p]
+            rows[p] = direct if last else 0
+    else:
+        for p in range(n):
+            rows[p] = h[p] * L[p]
+    if kind == ADJOINT_NONE:
+        return
+    if kind == ADJOINT_TAPS:
+        through_taps(m, back, rows, t, n_steps - 1 - t)
+    elif kind == ADJOINT_SNAP1:
+        for p in range(n):
+            back[p] = take * (<real *>m.w_rec)[p * n + p] * lam[p]
+    elif not how.cells:
+        through_modulators(m, back, lam)
+    if m.instant:
+        instant_mu(m, h)
+        for p in range(n):
+            mu[p] = <real>m.type_mu[m.type[p]]
+    for p in range(n if kind == ADJOINT_MEAN and not m.self_modulation else 0):
+        back[p] -= (<real *>m.drive)[m.type[p] * m.rank + m.type[p]] * lam[p]  # the diagonal, to the bit
+    for p in range(n):
+        lam[p] = rows[p] + keep * lam[p]
+        if kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1:
+            lam[p] += h[p] * back[p]
+        elif not m.one_tap:
+            lam[p] += mu[p] * back[p]
+        rows[p] = take * lam[p] if onto_sources else rows[p] + f[p] * back[p]
 
 
 cdef void truncated(Model *m, Record *rec, Py_ssize_t horizon, real *d, Py_ssize_t n_steps) noexcept nogil:

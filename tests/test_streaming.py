@@ -51,6 +51,12 @@ CHUNKS = {
 }
 STEPWISE = {"rtrl": mf.RTRL(), "snap1": mf.SnAp1(), "mdgl cells": mf.MDGL("cells")}  # in NumPy
 DRAWN = {"uoro": mf.UORO()}
+WHOLE = {  # they need the whole trial
+    "bptt": mf.BPTT(),
+    "tbptt": mf.TBPTT(3),
+    "cells mean": mf.ModProp(0.25, "cells", "mean"),
+    "exact steps cells": mf.ModProp(0.25, "cells", exact_steps=3),
+}
 every_rule = one_of(RULES | FOLLOWING | STEPWISE | DRAWN)
 accumulated = one_of(RULES | FOLLOWING | CHUNKS | STEPWISE)
 any_rule = one_of(RULES | STEPWISE | DRAWN)
@@ -162,7 +168,7 @@ def test_a_stream_accumulates_the_gradient_of_its_trial(problem, rule):
 
 
 @settings(max_examples=25)
-@given(any_dtype.flatmap(lambda d: problems(d)), accumulated, st.sampled_from([1, 3, 4, 7, 20, 37]))
+@given(any_dtype.flatmap(lambda d: problems(d)), accumulated | one_of(WHOLE), st.sampled_from([1, 3, 4, 7, 20, 37]))
 def test_a_batch_does_not_depend_on_the_threads(problem, rule, n_trials):
     """Nor on how many trials go through W together: at most sixteen, and fewer with more threads."""
     some = np.arange(n_trials) % len(problem.inputs)
@@ -176,6 +182,26 @@ def test_a_batch_does_not_depend_on_the_threads(problem, rule, n_trials):
         assert loss == fits[0][0] and evaluation.loss == fits[0][2].loss
         assert same_bits(weights, fits[0][1]) and np.array_equal(evaluation.outputs, fits[0][2].outputs)
     assert not same_bits(fits[0][1], problem.net.weights)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_trials_too_long_to_be_kept_together_go_alone(name, monkeypatch):
+    """One learner throughout: what it keeps of trials of one length is not for those of another."""
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(8, 30, 3)), rng.normal(size=(8, 30, 2))
+    learner = mf.Learner(mf.Network(3, 20, 2, types={"E": 16, "I": 4}, activation="tanh", rng=rng), WHOLE[name])
+    singly = [learner.gradient(inputs[i : i + 1], targets[i : i + 1], mode="offline") for i in range(8)]
+    expected = {key: sum(one[key] / 8 for one in singly) for key in singly[0]}  # an eighth is exact
+    together = learner.gradient(inputs, targets, mode="offline")
+    assert moves(expected) and not same_bits(together, expected)
+    assert_close(together, expected, 1e-5)
+    long, kept = np.concatenate([inputs, inputs], axis=1), 4 * 5 * 20 * 30
+    monkeypatch.setattr("modprop_fast.learner._RECORD_BYTES", 8 * kept)
+    assert same_bits(learner.gradient(inputs, targets, mode="offline"), together)
+    monkeypatch.setattr("modprop_fast.learner._RECORD_BYTES", 4 * kept - 1)
+    assert same_bits(learner.gradient(inputs, targets, mode="offline"), expected)
+    learner.gradient(long, np.concatenate([targets, targets], axis=1), mode="offline")
+    assert same_bits(learner.gradient(inputs, targets, mode="offline"), expected)
 
 
 FUSED = [isa for isa in core.available_isas() if isa != "baseline"]  # those that round a product and its sum once
