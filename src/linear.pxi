@@ -369,26 +369,31 @@ cdef void matmul(void **out, void **x, Py_ssize_t n_rows, const real *w, Py_ssiz
 
 # ---------------------------------------------------------------- blocks of rows
 
-cdef inline void combine(vec *g, void **terms, const void *coef, Py_ssize_t n_terms, Py_ssize_t n_places,
-                         const void *carry, Py_ssize_t rank, const vec *R, Py_ssize_t n_vectors, Py_ssize_t q) noexcept nogil:
-    """Vector q of the gradient of four units, whose rows are of so many."""
-    cdef Py_ssize_t unit = rank * n_vectors, j, c = 0, a
-    cdef vec x, g0 = spread(g, &ZERO, 0), g1 = g0, g2 = g0, g3 = g0
+cdef inline void combine(vec *g, void **terms, const void *coef, Py_ssize_t n_terms, Py_ssize_t n_places, const void *carry, Py_ssize_t rank,
+                         const vec *R, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t count) noexcept nogil:
+    """Vectors q .. q + count of the gradient of four units, whose rows are of so many: (count, ROWS)."""
+    cdef Py_ssize_t unit = rank * n_vectors, j, c = 0, a, i, k
+    cdef vec s[2 * ROWS]
+    cdef vec x[2]
+    cdef vec b
+    for i in range(count * ROWS):
+        s[i] = spread(g, &ZERO, 0)
     for j in range(n_terms):
-        x = (<const vec *>terms[j])[q]
-        g0 = madd(g0, spread(g, coef, c), x)
-        g1 = madd(g1, spread(g, coef, c + 1), x)
-        g2 = madd(g2, spread(g, coef, c + 2), x)
-        g3 = madd(g3, spread(g, coef, c + 3), x)
+        for k in range(count):
+            x[k] = (<const vec *>terms[j])[q + k]
+        for i in range(ROWS):
+            b = spread(g, coef, c + i)
+            for k in range(count):
+                s[k * ROWS + i] = madd(s[k * ROWS + i], b, x[k])
         c += n_places
     for a in range(rank):
-        x = spread(g, carry, a)
-        g0 = madd(g0, x, R[q])
-        g1 = madd(g1, x, R[unit + q])
-        g2 = madd(g2, x, R[2 * unit + q])
-        g3 = madd(g3, x, R[3 * unit + q])
+        b = spread(g, carry, a)
+        for i in range(ROWS):
+            for k in range(count):
+                s[k * ROWS + i] = madd(s[k * ROWS + i], b, R[i * unit + q + k])
         R += n_vectors
-    g[0], g[1], g[2], g[3] = g0, g1, g2, g3
+    for i in range(count * ROWS):
+        g[i] = s[i]
 
 
 cdef inline vec keep_sign(vec w, const vec *sign) noexcept nogil:
@@ -421,7 +426,7 @@ cdef inline void descend_one(vec *s, const Tile *it, const vec *few, Py_ssize_t 
             x = (<const vec *>it.terms[1])[q]
             g[0], g[1], g[2], g[3] = madd(g[0], few[4], x), madd(g[1], few[5], x), madd(g[2], few[6], x), madd(g[3], few[7], x)
     else:
-        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q)
+        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q, 1)
     if not n_few and it.keep != NULL:
         for i in range(ROWS):
             g[i] = where(g[i], it.keep[i] + q * (LANES // per_line(s)))
@@ -481,7 +486,7 @@ cdef inline void descend_body(const vec *kind, const Tile *given, Py_ssize_t ran
     for i in range(8, ROWS * chains):
         dots[i] = s[i]
     for q in range(q, n_vectors):
-        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q)
+        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q, 1)
         for i in range(ROWS):
             tail[i * (n_vectors + of)] = g[i]
         tail += 1
@@ -574,15 +579,22 @@ cdef inline void finish_dots(real *out, const Tile *tile, const real *fix, const
         out[i] = fold(<real *>tile.dots + L * i) + fix[i]
 
 
+cdef inline void add_some(vec *g, const Tile *it, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i, k
+    combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, it.rank, <const vec *>it.traces, n_vectors, q, count)
+    for i in range(ROWS):
+        for k in range(count):
+            (<vec *>it.out[i])[q + k] += g[k * ROWS + i]
+
+
 cdef void add_vectors(const vec *kind, const Tile *given) noexcept nogil:
     cdef Tile copy = given[0]  # that no store can touch
-    cdef Tile *tile = &copy
-    cdef Py_ssize_t n_vectors = tile.stride // LANES * per_line(kind), q, i
-    cdef vec g[ROWS]
-    for q in range(n_vectors):
-        combine(g, tile.terms, tile.coef, tile.n_terms, tile.n_places, tile.carry, tile.rank, <const vec *>tile.traces, n_vectors, q)
-        for i in range(ROWS):
-            (<vec *>tile.out[i])[q] += g[i]
+    cdef Py_ssize_t n_vectors = copy.stride // LANES * per_line(kind), q
+    cdef vec g[2 * ROWS]
+    for q in range(0, n_vectors - 1, 2):  # eight chains of additions
+        add_some(&g[0], &copy, n_vectors, q, 2)
+    if n_vectors % 2:
+        add_some(&g[0], &copy, n_vectors, n_vectors - 1, 1)
 
 
 cdef void add(const Tile *tile, const real *_) noexcept nogil:

@@ -212,6 +212,7 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
     cdef real *z = <real *>m.input
     cdef real *missing = <real *>m.old
     cdef real *current = <real *>m.current
+    cdef real *short
     cdef real total[2]
     cdef Writing it
     m.since[0] = m.t
@@ -219,7 +220,7 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         return
     memset(z, 0, m.stride * sizeof(real))
     memcpy(z, m.pre, m.n_rec * sizeof(real))
-    memset(drive, 0, 2 * r * P * sizeof(real))  # places without a unit, too
+    memset(drive, 0, (2 * r + 1) * P * sizeof(real))  # places without a unit, too
     it.rows, it.width, it.n_terms, it.sent[0], it.tally, it.missing = m.by_source, P, m.erred[s], z, drive + r * P, missing
     it.far = m.n_sources * P * sizeof(real) > NEAR
     it.carry, it.K = <real *>m.modulator + s * r, <real *>m.power_K + r * r
@@ -243,12 +244,17 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
     m.ahead = True
     if not constrained(m) or m.type == NULL or not m.erred[s]:
         return
+    short = <real *>it.tally + r * P
     for b in range(r):
         matvec(total, <const real *>m.u, <const real *>it.tally + b * P, r, P)
         for a in range(r):
             m.type_sums[a * r + b] = total[a]
-    for p in range(units):
-        m.type_sums[m.type[p] * (r + 1)] += missing[p]
+    if m.autapses:
+        return
+    by_place(m, short, missing, False)
+    matvec(total, <const real *>m.u, short, r, P)
+    for a in range(r):
+        m.type_sums[a * r + a] += total[a]
 
 
 cdef void write_group(Model *m, Py_ssize_t group, bint whole, real *coef) noexcept nogil:

@@ -379,10 +379,12 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
                 w = madd(row[k], keep[k], w)
             if signed:
                 w = keep_sign(w, &sign)
+            if n_terms and n_types:
+                row[k] = w
             for n in range(n_types):
                 tally[n * wide + k] = madd(tally[n * wide + k], w, spread(out, m.membership, n * m.stride + q))
             sum[k] = madd(sum[k], w, s)
-            if n_terms:  # only now: the sum stays where it is
+            if n_terms and not n_types:  # only now, where there are registers enough: the sum stays in its own
                 row[k] = w
         own = place[q] - v * lanes if q < n_own else -1
         if 0 <= own < wide * lanes:
