@@ -322,13 +322,13 @@ cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t
     cdef const real *L = <const real *>rec.signal + t * n
     cdef const real *h = <const real *>rec.h + t * n
     cdef real *rows = <real *>rec.rows + t * n
-    cdef real *exact = <real *>rec.exact_rows + t * n
+    cdef real *exact
     cdef Adjoint kind = how.kind
     cdef const real *f = <const real *>how.hbar if kind == ADJOINT_RUNNING else h
     cdef real keep = 0 if m.one_tap else <real>m.leak, leak = <real>m.leak, take = <real>(1 - m.leak), direct
     cdef bint last
     if b:
-        last = (t + 1) % b == 0 or t + 1 == n_steps
+        exact, last = <real *>rec.exact_rows + t * n, (t + 1) % b == 0 or t + 1 == n_steps
         for p in range(n):
             direct = leak * d[p] + h[p] * through_d[p]
             d[p] = h[p] * L[p] + (0 if last else direct)
