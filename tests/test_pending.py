@@ -235,3 +235,22 @@ def test_what_waited_before_a_chunk_is_over_after_it(name):
             plain.apply()
     del held
     assert_close(waiting.network.weights, plain.network.weights, 1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 45])
+@pytest.mark.parametrize("name", ["exact", "mean", "e-prop"])
+def test_a_weight_where_no_synapse_may_be_stays(name, chunk):
+    """Of units from themselves, whoever wrote it there: it is heard, and not learned; in long chunks, too, where weights stand apart."""
+    rng = np.random.default_rng(1)
+    own, xs, targets = rng.normal(size=20) / 4, rng.normal(size=(90, 2)), rng.normal(size=(90, 1))
+
+    def learner():
+        net = mf.Network(2, 20, 1, types={"E": 12, "I": 8}, dtype="float64", gain=0.5, rng=np.random.default_rng(0))
+        np.fill_diagonal(net.w_rec, own)
+        return mf.Learner(net, RULES[name], optimizer=mf.SGD(0.01))
+
+    waiting, plain = learner(), learner()
+    held, before = plain.network.w_rec, plain.network.w_rec.copy()  # nothing waits while somebody holds it
+    assert np.allclose(waiting.run(xs, targets, chunk=chunk), plain.run(xs, targets, chunk=chunk), rtol=1e-9)
+    assert_close(waiting.network.weights, plain.network.weights, 1e-10)
+    assert np.array_equal(waiting.network.w_rec.diagonal(), own) and not np.allclose(held, before)
