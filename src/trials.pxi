@@ -328,7 +328,7 @@ cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t
     cdef real keep = 0 if m.one_tap else <real>m.leak, leak = <real>m.leak, take = <real>(1 - m.leak), direct
     cdef bint last
     if b:
-        exact, last = <real *>rec.exact_rows + t * n, (t + 1) % b == 0 or t + 1 == n_steps
+        exact, last = <real *>rec.exact_rows + t * n, (t + 1) % b == 0  # behind the last step d is 0
         for p in range(n):
             direct = leak * d[p] + h[p] * through_d[p]
             d[p] = h[p] * L[p] + (0 if last else direct)
