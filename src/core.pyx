@@ -132,7 +132,7 @@ cdef class Engine(_Arrangement):
     cdef object given, given_before  # what the last two steps returned
     cdef int given_flags
     cdef object on_unstable, on_plan
-    cdef object recorded  # arrays of `_record`, for the next trial of as many steps
+    cdef object recorded  # arrays of `_record`, for the next trial too
     cdef public Py_ssize_t since_plan  # steps
 
     GRADIENT = ("grad", "grad_w_out", "grad_b_out")
@@ -506,7 +506,7 @@ cdef class Engine(_Arrangement):
     cdef _record(self, Py_ssize_t n_steps, Record *rec, Backwards *how):
         """Room for what the adjoint form needs of a trial, and what it is to compute."""
         plan, N, Q, T = self.plan, self.m.n_rec, self.m.stride, n_steps
-        if self.recorded is None or len(self.recorded["h"]) != T:
+        if self.recorded is None or len(self.recorded["h"]) < T:
             self.recorded = None  # before there is more
             self.recorded = aligned({
                 "pre": (T, Q), "eps": (0 if plan.adjoint in ("mean", "bptt", "snap1") else T, Q), "h": (T, N), "signal": (T, N),
