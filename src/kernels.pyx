@@ -66,18 +66,10 @@ cdef int run_together_f64(Model **models, Trials *trials, Record *recs, Py_ssize
     return run_together(models, trials, recs, n, <double *>w, width)
 
 cdef void adjoint_f32(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, void *w, Py_ssize_t width) noexcept nogil:
-    cdef Py_ssize_t i
-    if not how.horizon:
-        adjoint(models, recs, how, n, n_steps, <float *>w, width)
-    for i in range(n if how.horizon else 0):
-        truncated(models[i], &recs[i], how.horizon, <float *>recs[i].signal, n_steps)
+    adjoint(models, recs, how, n, n_steps, <float *>w, width)
 
 cdef void adjoint_f64(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, void *w, Py_ssize_t width) noexcept nogil:
-    cdef Py_ssize_t i
-    if not how.horizon:
-        adjoint(models, recs, how, n, n_steps, <double *>w, width)
-    for i in range(n if how.horizon else 0):
-        truncated(models[i], &recs[i], how.horizon, <double *>recs[i].signal, n_steps)
+    adjoint(models, recs, how, n, n_steps, <double *>w, width)
 
 cdef void assist_f32(Model *m, int place) noexcept nogil:
     assist_in(m, place, <const float *>NULL)

@@ -293,6 +293,10 @@ cdef void adjoint(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py
     cdef void *back[TRIALS]
     cdef void *d[TRIALS]
     cdef void *direct[TRIALS]
+    if how.horizon:
+        for i in range(n):
+            truncated(models[i], &recs[i], how.horizon, <real *>recs[i].signal, n_steps)
+        return
     for p in range(n_rec if w != NULL else 0):
         memcpy(w + p * width, <const real *>models[0].w_rec + p * n_rec, n_rec * sizeof(real))
     for i in range(n):
