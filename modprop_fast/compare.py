@@ -22,12 +22,11 @@ import os
 import re
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing import connection, get_context, resource_tracker
+from multiprocessing import connection, get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,6 +35,7 @@ import numpy as np
 
 from . import checks
 from .files import write_whole
+from .interrupts import interrupt_blocked, interrupt_noted
 from .learner import Learner
 from .network import Network
 from .optimizers import Adam, StepDecay
@@ -264,7 +264,7 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
                 receive, send = _SPAWN.Pipe(duplex=False)
                 process = _SPAWN.Process(target=_apart, args=(send, setting, *each), daemon=True)
                 with interrupt_noted() as interrupted:  # a process that lost its parent while it starts would complain
-                    with _interrupt_blocked():
+                    with interrupt_blocked():
                         process.start()
                     send.close()
                     running[receive] = process, each
@@ -302,42 +302,6 @@ def _apart(send: Any, setting: Setting, rule: str, seed: int, lr: float) -> None
         send.send(run(setting, rule, seed, lr))
     except Exception as error:
         send.send(error)
-
-
-@contextmanager
-def interrupt_noted() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C instead of raising; yield a function that says whether it came. The second one raises."""
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted.is_set  # only the main thread may install a handler
-        return
-
-    def note(*_: object) -> None:
-        noted.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
-
-
-@contextmanager
-def _interrupt_blocked() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, not even while they import: the parent hears of it, and decides.
-
-    The parent may hear of it in here, by a thread of another library's.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # which the first process would start first of all, and unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _slug(rule: str) -> str:

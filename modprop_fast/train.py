@@ -26,8 +26,9 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks
-from .compare import IN_A_ROW, extras, interrupt_noted
+from .compare import IN_A_ROW, extras
 from .files import read_npz, write_npz, write_whole
+from .interrupts import interrupt_noted
 from .learner import Learner
 from .network import Network
 from .optimizers import Adam, StepDecay
