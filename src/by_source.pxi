@@ -15,7 +15,7 @@ cdef enum:
 cdef enum Classes:  # what counts for a type, or a unit, at some places
     ONE_TYPE, TWO_TYPES, BY_PLACE
 
-# What waits, of each age, and as the sums of `mean`: rows by place.
+# What waits, of each age: rows by place.
 ctypedef struct Waiting:
     const void *of_type[2]     # (P,) whether a unit is of this type
     Py_ssize_t n_ages
@@ -23,7 +23,7 @@ ctypedef struct Waiting:
     const void *h[SLOTS]
     const void *onto[SLOTS]    # lam d, (D,): what counts for each h
     const void *eps[SLOTS]
-    const void *dots           # (n_ages,) products of each eps (or sum) with s_t, over the sources to which it has not been added
+    const void *dots           # (n_ages,) products of each eps with s_t, over the sources to which it has not been added
     const void *added          # (n_ages,) and over those of them that have its local part
     const void *front          # (P,) eps L h of the steps that these come from
 

@@ -51,22 +51,22 @@ cdef inline bint decays(double *power, double *scratch, Py_ssize_t r) noexcept n
 
 
 cdef inline void derive_by(Model *m, real *K, Py_ssize_t r) noexcept nogil:
-    cdef Py_ssize_t a, b
+    cdef Py_ssize_t a, b, i
     cdef real *drive = <real *>m.drive
     cdef real *class_drive = <real *>m.class_drive
     cdef real *kept = <real *>m.self_drive
-    cdef double take = 1 - m.leak, own
+    cdef double take = 1 - m.leak, through, own, power
     for a in range(r):
         for b in range(r):
-            m.power[a * r + b] = take * m.means[a * r + b] * m.type_size[b] * m.type_mu[b]
-            drive[b * r + a] = <real>(take * m.means[a * r + b])
-            class_drive[b * r + a] = <real>(take * m.means[a * r + b] * (1 if m.running else m.type_mu[b]))
-        own = 0 if m.self_modulation else take * m.type_mu[a] * m.means[a * r + a]
-        m.power[a * r + a] += m.leak - own
-        kept[a] = <real>(m.leak - own)
-        kept[r + a] = <real>own
-    for a in range(r * r):
-        K[a] = 0 if m.one_tap else <real>m.power[a]
+            i, through = a * r + b, take * m.means[a * r + b]
+            drive[b * r + a] = <real>through
+            class_drive[b * r + a] = <real>(through * (1 if m.running else m.type_mu[b]))
+            power = through * m.type_size[b] * m.type_mu[b]
+            if a == b:
+                own = 0 if m.self_modulation else through * m.type_mu[a]
+                power += m.leak - own
+                kept[a], kept[r + a] = <real>(m.leak - own), <real>own
+            m.power[i], K[i] = power, 0 if m.one_tap else <real>power
     m.unstable = not m.one_tap and not m.instant and not decays(m.power, m.power + r * r, r)  # one step's K says nothing of the next
     for a in range(r):
         if not m.one_tap and not fabs(<double>kept[a]) < 1:

@@ -61,7 +61,7 @@ cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kin
             h[i] = 1
 
 
-cdef inline Py_ssize_t slot(Model *m, Py_ssize_t t) noexcept nogil:
+cdef inline Py_ssize_t slot(const Model *m, Py_ssize_t t) noexcept nogil:
     return t % SLOTS
 
 

@@ -221,9 +221,9 @@ cdef inline Py_ssize_t in_64_bytes(const vec *_) noexcept nogil:
     return 64 // <Py_ssize_t>sizeof(vec)
 
 
-cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x,
-                             Py_ssize_t n_lines) noexcept nogil:
-    """s[i] (64 bytes each) += products w_i x, line by line.
+cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x, Py_ssize_t n_lines,
+                             Py_ssize_t rows) noexcept nogil:
+    """s[i] (64 bytes each) += products w_i x of 2 or of all 4 rows, line by line.
 
     A dot product alone waits for its own additions: several chains of them hide the wait, and x is loaded
     once for four rows.
@@ -235,21 +235,22 @@ cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void 
             v = (<const vec *>x)[q * of + k]
             s[k] = madd(s[k], (<const vec *>w0)[q * of + k], v)
             s[of + k] = madd(s[of + k], (<const vec *>w1)[q * of + k], v)
-            s[2 * of + k] = madd(s[2 * of + k], (<const vec *>w2)[q * of + k], v)
-            s[3 * of + k] = madd(s[3 * of + k], (<const vec *>w3)[q * of + k], v)
+            if rows > 2:
+                s[2 * of + k] = madd(s[2 * of + k], (<const vec *>w2)[q * of + k], v)
+                s[3 * of + k] = madd(s[3 * of + k], (<const vec *>w3)[q * of + k], v)
 
 
 cdef inline void dot_lines(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x,
-                           const void *edge, Py_ssize_t n, Py_ssize_t first) noexcept nogil:
+                           const void *edge, Py_ssize_t n, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
     """`dot_vectors` from line `first` to entry n, a line's worth at least; the last line, `edge` of x, may overlap the one before."""
     cdef Py_ssize_t L = 16 if vec is f32v else 8
     cdef Py_ssize_t k, rest = (n - L) * (64 // L), begin = first * 64
     if first == 0:
-        for k in range(ROWS * in_64_bytes(s)):
+        for k in range(rows * in_64_bytes(s)):
             s[k] = spread(s, &ZERO, 0)
-    dot_vectors(s, <char *>w0 + begin, <char *>w1 + begin, <char *>w2 + begin, <char *>w3 + begin, <char *>x + begin, n // L - first)
+    dot_vectors(s, <char *>w0 + begin, <char *>w1 + begin, <char *>w2 + begin, <char *>w3 + begin, <char *>x + begin, n // L - first, rows)
     if n % L:
-        dot_vectors(s, <char *>w0 + rest, <char *>w1 + rest, <char *>w2 + rest, <char *>w3 + rest, edge, 1)
+        dot_vectors(s, <char *>w0 + rest, <char *>w1 + rest, <char *>w2 + rest, <char *>w3 + rest, edge, 1, rows)
 
 
 cdef inline real fold(const real *s) noexcept nogil:
@@ -260,9 +261,9 @@ cdef inline real fold(const real *s) noexcept nogil:
         return fold_f64(s)
 
 
-cdef void dot_rows(real *out, const real *w0, const real *w1, const real *w2, const real *w3, const real *x,
-                   const real *edge, Py_ssize_t n) noexcept nogil:
-    """out[i] = w_i . x for four rows, the additions in the same order on every instruction set."""
+cdef inline void dot_some(real *out, const real *w0, const real *w1, const real *w2, const real *w3, const real *x,
+                          const real *edge, Py_ssize_t n, Py_ssize_t rows) noexcept nogil:
+    """out[i] = w_i . x for two or four rows, the additions in the same order on every instruction set."""
     cdef Py_ssize_t L = 16 if real is float else 8
     cdef Py_ssize_t q
     cdef f32v s_f32[ROWS * LANES]
@@ -270,20 +271,34 @@ cdef void dot_rows(real *out, const real *w0, const real *w1, const real *w2, co
     cdef real r0 = 0, r1 = 0, r2 = 0, r3 = 0
     if n >= L:
         if real is float:
-            dot_lines(&s_f32[0], w0, w1, w2, w3, x, edge, n, 0)
-            for q in range(ROWS):
+            dot_lines(&s_f32[0], w0, w1, w2, w3, x, edge, n, 0, rows)
+            for q in range(rows):
                 out[q] = fold(<real *>&s_f32[0] + L * q)
         else:
-            dot_lines(&s_f64[0], w0, w1, w2, w3, x, edge, n, 0)
-            for q in range(ROWS):
+            dot_lines(&s_f64[0], w0, w1, w2, w3, x, edge, n, 0, rows)
+            for q in range(rows):
                 out[q] = fold(<real *>&s_f64[0] + L * q)
         return
     for q in range(n):
         r0 += w0[q] * x[q]
         r1 += w1[q] * x[q]
-        r2 += w2[q] * x[q]
-        r3 += w3[q] * x[q]
-    out[0], out[1], out[2], out[3] = r0, r1, r2, r3
+        if rows > 2:
+            r2 += w2[q] * x[q]
+            r3 += w3[q] * x[q]
+    out[0], out[1] = r0, r1
+    if rows > 2:
+        out[2], out[3] = r2, r3
+
+
+cdef void dot_rows(real *out, const real *w0, const real *w1, const real *w2, const real *w3, const real *x,
+                   const real *edge, Py_ssize_t n) noexcept nogil:
+    """`dot_some` of four."""
+    dot_some(out, w0, w1, w2, w3, x, edge, n, ROWS)
+
+
+cdef void dot_two(real *out, const real *w0, const real *w1, const real *x, const real *edge, Py_ssize_t n) noexcept nogil:
+    """`dot_some` of two."""
+    dot_some(out, w0, w1, w1, w1, x, edge, n, 2)
 
 
 cdef void line_up(real *edge, const real *x, Py_ssize_t n) noexcept nogil:
@@ -295,10 +310,10 @@ cdef void line_up(real *edge, const real *x, Py_ssize_t n) noexcept nogil:
 
 
 cdef void matvec(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
-    """out[p] = sum_q w[p, q] x[q], four rows at a time; short rows column by column."""
+    """out[p] = sum_q w[p, q] x[q], four rows at a time, or two; short rows column by column."""
     cdef Py_ssize_t L = 16 if real is float else 8
     cdef Py_ssize_t p = 0, q
-    cdef real last[ROWS]
+    cdef real last[2]
     cdef real edge[16]
     if n < L:
         for p in range(n_rows):
@@ -312,10 +327,12 @@ cdef void matvec(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_
     while p + ROWS <= n_rows:
         dot_rows(out + p, w + p * n, w + (p + 1) * n, w + (p + 2) * n, w + (p + 3) * n, x, &edge[0], n)
         p += ROWS
-    if p < n_rows:  # the last rows are doubled up
-        q = n_rows - 1
-        dot_rows(&last[0], w + p * n, w + min(p + 1, q) * n, w + min(p + 2, q) * n, w + q * n, x, &edge[0], n)
-        memcpy(out + p, &last[0], (n_rows - p) * sizeof(real))
+    while p + 2 <= n_rows:
+        dot_two(out + p, w + p * n, w + (p + 1) * n, x, &edge[0], n)
+        p += 2
+    if p < n_rows:
+        dot_two(&last[0], w + p * n, w + p * n, x, &edge[0], n)
+        out[p] = last[0]
 
 
 cdef void matvec_t(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
@@ -572,9 +589,9 @@ cdef inline void finish_dots(real *out, const Tile *tile, const real *fix, const
         dot_rows(out, w0, w1, w2, w3, <real *>tile.z, edge, tile.n)
         return
     if real is float:
-        dot_lines(<f32v *>tile.dots, w0, w1, w2, w3, tile.z, edge, tile.n, first)
+        dot_lines(<f32v *>tile.dots, w0, w1, w2, w3, tile.z, edge, tile.n, first, ROWS)
     else:
-        dot_lines(<f64v *>tile.dots, w0, w1, w2, w3, tile.z, edge, tile.n, first)
+        dot_lines(<f64v *>tile.dots, w0, w1, w2, w3, tile.z, edge, tile.n, first, ROWS)
     for i in range(ROWS):
         out[i] = fold(<real *>tile.dots + L * i) + fix[i]
 

@@ -203,8 +203,8 @@ ctypedef struct Model:
     void *y                   # (n_out,)
     void *error               # (n_out,) dE/dy
     void *signal              # (N,) L = dE/dz
-    void *class_rows          # (r, Q) sum_a m[a] traces[c, a, :]
-    void *class_sums          # (r, Q) their sum over the steps since the gradient, or the weights, were last complete
+    void *class_rows          # (r, Q) sum_a m[a] traces[c, a, :], where it is written at once
+    void *class_sums          # (r, Q) else: its sum over the steps since the gradient, or the weights, were last complete
     void *power_K             # (S + 1, r, r) K_t .. K_{t-n+1}: what n steps make of a trace; the last: scratch
     void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
     void *awake_sums          # (r types, r, Q) see `sum_awake`; NULL where h is not 0 or 1, or units have no types

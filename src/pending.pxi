@@ -14,8 +14,8 @@
 # Of the `mean` factor by types all is of rank r, a row for each type: these rows are summed up and need not be written
 # before the weights are asked for.  The type means of W follow from sums over types of R, h and eps, without a look at W.
 #
-# With one group (`at_once`: small networks, whose weights stay in the first caches, and weights with signs or a mask to keep) nothing waits:
-# every step writes all, and of the next takes the product with z on the way.
+# With one group (`at_once`: small networks, whose weights stay in the first caches, and weights with signs or a mask to keep) nothing else
+# waits: every step writes all, and of the next takes the product with z on the way.
 #
 # In `run(chunk=)` weights stand still within a chunk: nothing that waits is felt before its end, when all is written.  A chunk
 # of more steps than `window` is written every so many, but for the weights, which stand by themselves until its end.
@@ -58,21 +58,15 @@ cdef void dot_added(Model *m, real *out, Py_ssize_t n_ages) noexcept nogil:
 
 cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
     """What the last steps' errors take from the products with s_t."""
-    cdef Py_ssize_t P = m.n_places, n, s, a
-    cdef Py_ssize_t n_ages = 0
+    cdef Py_ssize_t P = m.n_places, n_ages = min(m.window if m.trace == TRACE_EXACT else m.window - 1, m.t + 1), n, s, a
     cdef real *dots = <real *>m.eps_dots
     cdef real *added = dots + SLOTS + ROWS
     cdef Waiting it
-    if m.t < m.owed_until:  # a group lags less than `window`
-        n_ages = min(m.window if m.trace == TRACE_EXACT else m.window - 1, m.t + 1)
-    for n in range(n_ages):
+    for n in range(n_ages):  # a group lags less than `window`
         s = slot(m, m.t - n)
         m.terms[n] = <real *>m.eps_owed + s * m.stride
         it.local[n], it.h[n], it.eps[n] = <real *>m.local + s * P, <real *>m.h_past + s * P, <real *>m.eps_placed + s * P
         it.onto[n] = <real *>m.onto_h + s * m.n_drive
-    for a in range(m.rank if m.trace == TRACE_MEAN else 0):
-        m.terms[n_ages], it.local[n_ages] = <real *>m.class_sums + a * m.stride, <real *>m.factor_of + a * P
-        n_ages += 1
     dot_terms(m, dots, m.terms, n_ages)
     if m.trace == TRACE_EXACT:
         dot_added(m, added, n_ages)
@@ -85,15 +79,48 @@ cdef void feel(Model *m, real *placed, real *own) noexcept nogil:
         feel_vectors(<f64v *>placed, <f64v *>own, m, &it, m.trace == TRACE_EXACT and not m.autapses)
 
 
+cdef inline void feel_sums_by(vec *current, const Model *m, const void *dots, Py_ssize_t r, bint autapses) noexcept nogil:
+    """current -= factor dots, which without autapses are but over the other units."""
+    cdef Py_ssize_t n = m.stride // (F32_LANES if vec is f32v else F64_LANES), q, a
+    cdef const vec *z = <const vec *>m.pre
+    cdef const vec *sums = <const vec *>m.class_sums
+    cdef const vec *factor = <const vec *>m.factor_by_unit
+    cdef vec dot[2]
+    cdef vec s, x
+    for a in range(r):
+        dot[a] = -spread(current, dots, a)
+    for q in range(filled_lines(m) * per_line(current)):
+        s = current[q]
+        for a in range(r):
+            x = dot[a] if autapses else madd(dot[a], sums[a * n + q], z[q])
+            s = madd(s, factor[a * n + q], x)
+        current[q] = s
+
+
+cdef void feel_sums_vectors(vec *current, const Model *m, const void *dots) noexcept nogil:
+    if m.rank == 2 and not m.autapses:
+        feel_sums_by(current, m, dots, 2, False)
+    else:
+        feel_sums_by(current, m, dots, m.rank, m.autapses)
+
+
+cdef void feel_sums(Model *m, real *current) noexcept nogil:
+    """What the summed rows of `mean` take from the products with s_t."""
+    cdef real dots[2]
+    matvec(&dots[0], <const real *>m.class_sums, <const real *>m.pre, m.rank, m.stride)
+    if real is float:
+        feel_sums_vectors(<f32v *>current, m, &dots[0])
+    else:
+        feel_sums_vectors(<f64v *>current, m, &dots[0])
+
+
 cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
     """current = ([W | W_in | b] with all that waits) s_t, for the step to come: m.t is still that of the last."""
-    cdef Py_ssize_t p, a
-    cdef bint waits = m.t < m.owed_until or (m.summed and not m.frozen)
+    cdef Py_ssize_t p
+    cdef bint waits = m.t < m.owed_until
     cdef real *current = <real *>m.current
     cdef const real *own = <const real *>m.own
     cdef const real *z = <const real *>m.pre
-    cdef const real *factor = <const real *>m.factor_by_unit
-    cdef const real *row = <const real *>m.class_sums
     if not m.turned:
         bring_in(m, <real *>m.by_source)
     list_sources(m, z)
@@ -107,11 +134,8 @@ cdef void recurrent_input(Model *m, real *placed) noexcept nogil:
             own = <const real *>m.input
         for p in range(m.n_rec):
             current[p] += own[p] * z[p]
-        for a in range(m.rank if m.trace == TRACE_MEAN else 0):
-            for p in range(m.n_rec):
-                current[p] += factor[p] * row[p] * z[p]
-            factor += m.stride
-            row += m.stride
+    if m.summed and not m.frozen:
+        feel_sums(m, current)
     m.driven = True
 
 
@@ -120,6 +144,8 @@ cdef void inputs_alone(Model *m, real *placed) noexcept nogil:
     list_by(m, <const real *>m.pre, <real *>m.heard_count, 0, m.n_rec)
     share_out(m, False, 0, placed)
     by_place(m, <real *>m.input, <const real *>placed, True)
+    if m.summed:
+        feel_sums(m, <real *>m.current)
 
 
 # ---------------------------------------------------------------- after a step
@@ -220,12 +246,13 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         return
     memset(z, 0, m.stride * sizeof(real))
     memcpy(z, m.pre, m.n_rec * sizeof(real))
-    memset(drive, 0, (2 * r + 1) * P * sizeof(real))  # places without a unit, too
+    if rank or constrained(m):  # places without a unit, too
+        memset(drive, 0, (2 * r + 1) * P * sizeof(real))
     it.rows, it.width, it.n_terms, it.sent[0], it.tally, it.missing = m.by_source, P, m.erred[s], z, drive + r * P, missing
     it.far = m.n_sources * P * sizeof(real) > NEAR
     it.carry, it.K = <real *>m.modulator + s * r, <real *>m.power_K + r * r
     it.terms[0], it.local[0] = <real *>m.eps + s * m.stride, <real *>m.local + s * P
-    for a in range(r if m.trace == TRACE_MEAN else 0):
+    for a in range(r if m.trace == TRACE_MEAN and constrained(m) else 0):
         it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.class_rows + a * m.stride, <real *>m.factor_of + a * P
         it.n_terms += 1
     if rank:

@@ -22,60 +22,6 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
         of_type += P
 
 
-cdef inline void sum_class(vec *s, const vec *row, const vec *eps, const vec *learned, const vec *own, const vec *factor, const vec *other,
-                           const void *modulator, const void *factor_sum, Py_ssize_t n_lines, bint autapses) noexcept nogil:
-    """s (64 bytes) = lanes of what an error takes from the sum of W over a class and its own type of sources, without a diagonal;
-    and behind it, from that over the class and the other type, if there is one."""
-    cdef Py_ssize_t of = in_64_bytes(s), line, k, q = 0
-    cdef vec m = spread(s, modulator, 0), n = spread(s, factor_sum, 0), g, x
-    for k in range(2 * of):
-        s[k] = spread(s, &ZERO, 0)
-    for line in range(n_lines):
-        for k in range(of):
-            g = madd(m * eps[q], n, row[q])
-            x = own[q] * g
-            if not autapses:
-                x -= madd(own[q] * learned[q] * eps[q], factor[q], row[q])
-            s[k] += x
-            if other != NULL:
-                s[of + k] = madd(s[of + k], other[q], g)
-            q += 1
-
-
-cdef void class_vectors(vec *s, const Model *m, Py_ssize_t a, const vec *learned, const vec *eps, const void *modulator,
-                        const void *factor_sum) noexcept nogil:
-    cdef Py_ssize_t n_lines = m.stride // LANES * per_line(s) // in_64_bytes(s), n = n_lines * in_64_bytes(s)
-    cdef const vec *own = <const vec *>m.membership + a * n
-    cdef const vec *other = <const vec *>m.membership + (1 - a) * n if m.rank == 2 else NULL
-    cdef const vec *factor = <const vec *>m.factor_by_unit + a * n
-    cdef const vec *row = <const vec *>m.class_rows + a * n
-    if m.autapses:
-        sum_class(s, row, eps, learned, own, factor, other, modulator, factor_sum, n_lines, True)
-    else:
-        sum_class(s, row, eps, learned, own, factor, other, modulator, factor_sum, n_lines, False)
-
-
-cdef void learn_sums(Model *m, const real *learned) noexcept nogil:
-    """`mean`, r <= 2: what this step's error takes from the sums over types of W."""
-    cdef Py_ssize_t L = 16 if real is float else 8, r = m.rank, a
-    cdef const real *eps = <const real *>m.eps + slot(m, m.t) * m.stride
-    cdef const real *modulator = <const real *>m.modulator + slot(m, m.t) * r
-    cdef const real *factor_sums = <const real *>m.factor_sums
-    cdef f32v s_f32[2 * LANES]
-    cdef f64v s_f64[2 * LANES]
-    cdef real *s
-    for a in range(r):
-        if real is float:
-            s = <real *>&s_f32[0]
-            class_vectors(&s_f32[0], m, a, <const f32v *>learned, <const f32v *>eps, modulator + a, factor_sums + a)
-        else:
-            s = <real *>&s_f64[0]
-            class_vectors(&s_f64[0], m, a, <const f64v *>learned, <const f64v *>eps, modulator + a, factor_sums + a)
-        m.type_sums[a * r + a] -= fold(s)
-        if r == 2:
-            m.type_sums[a * r + 1 - a] -= fold(s + L)
-
-
 cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
     """The sums over types of W, and of R, which obey R's own recursion, after this step."""
     cdef Py_ssize_t r = m.rank, a, b, c, d

@@ -372,85 +372,113 @@ cdef void add_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *
 
 # ---------------------------------------------------------------- the `mean` factor
 
-cdef inline void mean_body(vec *G, const vec *was, vec *row, vec *sums, const vec *eps, const vec *own, const void *K, const void *drive,
-                           const void *modulator, Py_ssize_t n_vectors, Py_ssize_t r, bint learn) noexcept nogil:
-    """G = K G + drive (eps + own), (r, n_vectors), and with `learn` row = modulator G, sums += row.  `was`: G, of three and more a copy."""
-    cdef Py_ssize_t q, a, c, known = min(r, 2)
-    cdef vec k[4]
-    cdef vec d[2]
-    cdef vec m[2]
-    cdef vec x, s, sum, was0, was1
-    for a in range(known):  # that no store can touch
-        d[a], m[a] = spread(G, drive, a), spread(G, modulator, a)
-        for c in range(known):
-            k[2 * a + c] = spread(G, K, a * r + c)
-    for q in range(n_vectors):
-        x, was0 = eps[q] if own == NULL else eps[q] + own[q], was[q]
-        if r > 1:
-            was1 = was[n_vectors + q]
-        sum = spread(G, &ZERO, 0)
+cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *sums, Py_ssize_t r, bint learn, bint follow) noexcept nogil:
+    """See `mean_traces`; with `sums`, they get what else is `row`.
+
+    `follow`: taken[c, b] (64 bytes each) = lanes of what the error takes from the sum of W over the units of type c and the sources
+    of type b.
+    """
+    cdef Py_ssize_t size = sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), of = in_64_bytes(taken), n_lines = m.stride * size // 64
+    cdef Py_ssize_t n = n_lines * of, s = slot(m, m.t), line, j, a, b, c, at, q = 0
+    cdef const vec *before = <const vec *>m.eps + slot(m, m.t - 1) * n
+    cdef const vec *eps = <const vec *>m.eps + s * n
+    cdef const vec *learned = <const vec *>m.input
+    cdef const vec *own = <const vec *>m.self_traces
+    cdef const vec *member = <const vec *>m.membership
+    cdef const vec *factor = <const vec *>m.factor_by_unit
+    cdef const void *modulator = <const char *>m.modulator + s * r * size
+    cdef const void *K = m.K
+    cdef const void *drive = m.class_drive
+    cdef bint autapses = m.autapses
+    cdef vec *was = <vec *>m.old
+    cdef vec two[2]
+    cdef vec k[4]  # of up to two modulators all is at hand, where no store can touch it
+    cdef vec d[4]
+    cdef vec mod[2]
+    cdef vec factor_sum[2]
+    cdef vec sum[4 * LANES]
+    cdef vec x, g, total
+    if r <= 2:
+        was = &two[0]
+        for a in range(r * r):
+            k[a], d[a] = spread(taken, K, a), spread(taken, drive, a)
         for a in range(r):
-            s = (k[2 * a] if a < 2 else spread(G, K, a * r)) * was0
-            if r > 1:
-                s = madd(s, k[2 * a + 1] if a < 2 else spread(G, K, a * r + 1), was1)
-            for c in range(2, r):
-                s = madd(s, spread(G, K, a * r + c), was[c * n_vectors + q])
-            s = madd(s, d[a] if a < 2 else spread(G, drive, a), x)
-            G[a * n_vectors + q] = s
-            if learn:
-                sum = madd(sum, m[a] if a < 2 else spread(G, modulator, a), s)
-        if learn:
-            row[q] = sum
-            if sums != NULL:
-                sums[q] += sum
+            mod[a], factor_sum[a] = spread(taken, modulator, a), spread(taken, m.factor_sums, a)
+    if follow:
+        for j in range(r * r * of):
+            sum[j] = spread(taken, &ZERO, 0)
+    for line in range(n_lines):
+        for j in range(of):
+            for c in range(r):
+                x, total = before[q] if own == NULL else before[q] + own[c * n + q], spread(taken, &ZERO, 0)
+                for a in range(r):
+                    was[a] = G[(c * r + a) * n + q]
+                for a in range(r):
+                    g = (d[c * r + a] if r <= 2 else spread(taken, drive, c * r + a)) * x
+                    for b in range(r):
+                        g = madd(g, k[a * r + b] if r <= 2 else spread(taken, K, a * r + b), was[b])
+                    G[(c * r + a) * n + q] = g
+                    if learn:
+                        total = madd(total, mod[a] if r <= 2 else spread(taken, modulator, a), g)
+                at = c * n + q
+                if follow or sums != NULL:
+                    sums[at] += total
+                elif learn:
+                    row[at] = total
+                if follow:
+                    x = eps[q]
+                    g = madd(mod[c] * x, factor_sum[c], total)
+                    for b in range(r):
+                        if b != c:
+                            sum[(c * r + b) * of + j] = madd(sum[(c * r + b) * of + j], member[b * n + q], g)
+                    g *= member[at]
+                    if not autapses:  # no synapse is there
+                        g -= madd(member[at] * learned[q] * x, factor[at], total)
+                    sum[(c * r + c) * of + j] += g
+            q += 1
+    for j in range(r * r * of if follow else 0):
+        taken[j] = sum[j]
 
 
-cdef void mean_vectors(vec *G, Model *m, Py_ssize_t c, const vec *eps, vec *row, vec *sums, bint learn) noexcept nogil:
-    """The traces of one class, and what the modulators make of them."""
-    cdef Py_ssize_t of = per_line(G), r = m.rank, n = m.stride // LANES * of
-    cdef Py_ssize_t size = sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES)
-    cdef const void *drive = <char *>m.class_drive + c * r * size
-    cdef const void *modulator = <char *>m.modulator + slot(m, m.t) * r * size
-    cdef const vec *own = NULL
-    if m.self_traces != NULL:
-        own = <const vec *>m.self_traces + c * n
-    if r == 2 and own == NULL and learn:
-        mean_body(G, G, row, sums, eps, NULL, m.K, drive, modulator, n, 2, True)
-    elif r == 2:
-        mean_body(G, G, row, sums, eps, own, m.K, drive, modulator, n, 2, learn)
-    elif r == 1:
-        mean_body(G, G, row, sums, eps, own, m.K, drive, modulator, n, 1, learn)
+cdef void mean_vectors(vec *taken, const Model *m, vec *G, vec *row, vec *sums, bint learn, bint follow) noexcept nogil:
+    if m.rank == 2 and follow:
+        mean_body(taken, m, G, row, sums, 2, True, True)
+    elif m.rank == 2:
+        mean_body(taken, m, G, row, sums, 2, learn, False)
+    elif m.rank == 1:
+        mean_body(taken, m, G, row, sums, 1, learn, follow)
     else:
-        memcpy(m.old, G, r * n * sizeof(vec))
-        mean_body(G, <const vec *>m.old, row, sums, eps, own, m.K, drive, modulator, n, r, learn)
+        mean_body(taken, m, G, row, sums, m.rank, learn, False)
 
 
 cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     """The drives of the `mean` factor differ only by class, so one (r, Q) trace per class serves all units.
 
-    G[c] = K G[c] + d[c] (eps_{t-1} + l[c]),   class_rows[c] = sum_a m[a] G[c, a].
+    G[c] = K G[c] + d[c] (eps_{t-1} + l[c]),   class_rows[c] = sum_a m[a] G[c, a], or class_sums[c] += that.
     l is zero but for `self_modulation` = False, where R[j, p] = G[type j, type p] + (j = p) l[type p]:
     l[b] = kept[b] l[b] - (1-k) mu[b] M[b, b] eps_{t-1},   kept[b] = k - (1-k) mu[b] M[b, b],
     and the local term becomes L[p] h[p] (eps + l[type p]): class_eps.
     """
-    cdef Py_ssize_t Q = m.stride, r = m.rank, c, q
+    cdef Py_ssize_t L = 16 if real is float else 8, Q = m.stride, r = m.rank, c, q
     cdef const real *eps_before = <real *>m.eps + slot(m, m.t - 1) * Q
     cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
     cdef const real *kept = <real *>m.self_drive
     cdef const real *taken = kept + r
     cdef real *l
     cdef real *own
-    cdef real *rows = <real *>m.class_rows
-    cdef real *sums = NULL
-    if learn and (m.deferred or not m.online) and not at_once(m):
-        sums, m.summed = <real *>m.class_sums, True
-    for c in range(r):
-        if real is float:
-            mean_vectors(<f32v *>(G + c * r * Q), m, c, <const f32v *>eps_before, <f32v *>(rows + c * Q), <f32v *>sums, learn)
-        else:
-            mean_vectors(<f64v *>(G + c * r * Q), m, c, <const f64v *>eps_before, <f64v *>(rows + c * Q), <f64v *>sums, learn)
-        if sums != NULL:
-            sums += Q
+    cdef void *sums = NULL
+    cdef bint free = m.deferred and not constrained(m), follow = learn and free and m.online and m.follows
+    cdef f32v s_f32[4 * LANES]
+    cdef f64v s_f64[4 * LANES]
+    cdef real *s = <real *>&s_f32[0] if real is float else <real *>&s_f64[0]
+    if learn and (free or not m.online):
+        sums, m.summed = m.class_sums, True
+    if real is float:
+        mean_vectors(&s_f32[0], m, <f32v *>G, <f32v *>m.class_rows, <f32v *>sums, learn, follow)
+    else:
+        mean_vectors(&s_f64[0], m, <f64v *>G, <f64v *>m.class_rows, <f64v *>sums, learn, follow)
+    for c in range(r * r if follow else 0):
+        m.type_sums[c] -= fold(s + c * L)
     if m.self_traces != NULL:
         for c in range(r):
             l, own = <real *>m.self_traces + c * Q, <real *>m.class_eps + (slot(m, m.t) * r + c) * Q
@@ -554,6 +582,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
         for group in range(m.n_groups):
             if m.since[group] < m.t or m.summed:
                 write_group(m, group, True, coef)
+        m.ahead = m.ahead and not m.summed  # W z was taken without them
         m.summed = False
         go_on(m, False, <real *>m.by_source, <const real *>m.still)  # of a chunk that came to no end
         return
@@ -575,7 +604,7 @@ cdef void settle(Model *m, real *coef) noexcept nogil:
 
 cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nogil:
     """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
-    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.n_groups, block, p, n_steps = 0
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.n_groups if m.n_groups > 1 else 0, block, p, n_steps = 0
     cdef real *local = <real *>m.local + s * m.n_places
     cdef real *modulator = <real *>m.modulator + s * r
     cdef real *coef = <real *>m.coef
@@ -620,7 +649,7 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
         if learn and not at_once(m):
             carry_back(m, n_steps, <real *>m.back)
     m.updates += learn
-    refresh = learn and m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0
+    refresh = learn and m.type != NULL and m.refresh_every > 0 and (m.refresh_every == 1 or m.updates % m.refresh_every == 0)
     if m.sparse:
         packed_step(m, learn, refresh, <real *>m.type_lanes)
         return
@@ -630,8 +659,6 @@ cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nog
             pass  # the sums are taken while weights are written
         elif m.follows and exact:
             follow_sums(m, learn, <real *>m.old)
-        elif m.follows and learn:
-            learn_sums(m, learned)
         if at_once(m):
             write_and_hear(m, <real *>m.placed)
         else:

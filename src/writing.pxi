@@ -431,10 +431,10 @@ cdef inline void write_and_hear_terms(vec *out, const Writing *it, const Model *
         write_and_hear_by(out, it, m, n, 1, 1, signed, masked, 1)
     elif rank == 1:
         write_and_hear_by(out, it, m, n, 1, 1, signed, masked, 0)
-    elif it.n_terms == 3:
-        write_and_hear_by(out, it, m, n, 3, 0, signed, masked, 2 if signed else 0)
-    elif it.n_terms == 2:
-        write_and_hear_by(out, it, m, n, 2, 0, signed, masked, 1 if signed else 0)
+    elif signed and it.n_terms == 3:
+        write_and_hear_by(out, it, m, n, 3, 0, signed, masked, 2)
+    elif signed and it.n_terms == 2:
+        write_and_hear_by(out, it, m, n, 2, 0, signed, masked, 1)
     else:
         write_and_hear_by(out, it, m, n, 1, 0, signed, masked, 0)
 
