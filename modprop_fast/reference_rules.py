@@ -34,8 +34,12 @@ def low_rank(w_rec, rank):
     """(U (N, r), V (r, N)), U V being the best rank-r approximation of W as it is stored (its diagonal included).
 
     Truncated singular value decomposition (Eckart & Young 1936), U = X sqrt(S) and V = sqrt(S) Y^T.
+    FloatingPointError if W is not finite: LAPACK would go on for ever.
     """
-    x, size, y = np.linalg.svd(np.asarray(w_rec, float))
+    w_rec = np.asarray(w_rec, float)
+    if not np.isfinite(w_rec).all():
+        raise FloatingPointError("low_rank: expected finite weights, got w_rec with NaN or Inf")
+    x, size, y = np.linalg.svd(w_rec)
     root = np.sqrt(size[:rank])
     return x[:, :rank] * root, root[:, None] * y[:rank]
 

@@ -94,6 +94,7 @@ CALLS = [
     (lambda: learner(mf.ModProp(taps=np.ones((2, 3, 3)))), ValueError, r"taps: expected \(S, 1, 1\) numbers, got shape \(2, 3, 3\)"),
     (lambda: mf.TBPTT(0), ValueError, "horizon: expected an integer >= 1, got 0"),
     (lambda: learner(mf.ModProp(modulation=mf.LowRank(9))), ValueError, "modulation: expected a rank of at most n_rec = 5, got 9"),
+    (lambda: mf.reference.low_rank(np.full((9, 9), np.inf), 2), FloatingPointError, "low_rank: expected finite weights, got w_rec with NaN or Inf"),
     (lambda: mf.parse_rule("backprop"), ValueError, "rule: expected one of 'bptt', 'tbptt', 'eprop'"),
     (lambda: mf.parse_rule("tbptt(steps=3)"), ValueError, r"rule: expected options of tbptt \(feedback, horizon\), got 'steps=3'"),
     (lambda: mf.parse_rule("bptt()("), ValueError, r"rule: expected a name or name\(option=value, ..\)"),
