@@ -199,7 +199,7 @@ cdef class _Memory:
             ("size", (r,), <size_t>&m.type_size), ("share", (r,), <size_t>&m.type_share),
             ("mu", (r,), <size_t>&m.type_mu), ("means", (r, r), <size_t>&m.means),
             ("power", (3, r, r), <size_t>&m.power), ("type_sums", (r, r), <size_t>&m.type_sums),
-            ("trace_sums", (r, r, r), <size_t>&m.trace_sums), ("step_sums", (8, r), <size_t>&m.step_sums),
+            ("trace_sums", (r, r, r), <size_t>&m.trace_sums), ("step_sums", (7, r), <size_t>&m.step_sums),
         ])
 
     cdef _keep(self):

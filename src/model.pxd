@@ -183,7 +183,7 @@ ctypedef struct Model:
     int *type_ends            # (r,) places before which those of a type end, where there are types
     double *type_sums         # (r, r) [post, pre] sums of W over types
     double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces of `exact`
-    double *step_sums         # (8, r) see `sum_step`
+    double *step_sums         # (7, r) see `sum_step`
 
     # few connections
     Py_ssize_t *starts        # (P + 1,) where the connections of the unit at each place begin

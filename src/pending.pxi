@@ -230,6 +230,18 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
         line = end
 
 
+cdef void place_drives(vec *out, const vec *h, const Model *m, const void **of_type) noexcept nogil:
+    """h drive[a] of the units by place, for each modulator, (r, P)."""
+    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = m.n_places // lanes, size = sizeof(vec) // lanes, a, v
+    cdef Classes of = BY_PLACE if m.type == NULL else TWO_TYPES if m.rank == 2 else ONE_TYPE
+    cdef const void *drive = <const char *>m.power_drive + m.rank * m.n_drive * size  # of one step ago
+    for a in range(m.rank):
+        for v in range(V):
+            out[v] = h[v] * counts_for(out, drive, 0, v, of_type, of)
+        drive = <const char *>drive + m.n_drive * size
+        out += V
+
+
 cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
     """What this step says of weights and traces is written, and meanwhile current = W z for the next."""
     cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m, m.t), before = slot(m, m.t - 1), units = 0 if m.autapses else m.n_rec, a, b, p
@@ -246,8 +258,8 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
         return
     memset(z, 0, m.stride * sizeof(real))
     memcpy(z, m.pre, m.n_rec * sizeof(real))
-    if rank or constrained(m):  # places without a unit, too
-        memset(drive, 0, (2 * r + 1) * P * sizeof(real))
+    if constrained(m):  # places without a unit, too
+        memset(drive + r * P, 0, (r + 1) * P * sizeof(real))
     it.rows, it.width, it.n_terms, it.sent[0], it.tally, it.missing = m.by_source, P, m.erred[s], z, drive + r * P, missing
     it.far = m.n_sources * P * sizeof(real) > NEAR
     it.carry, it.K = <real *>m.modulator + s * r, <real *>m.power_K + r * r
@@ -258,12 +270,14 @@ cdef void write_and_hear(Model *m, real *placed) noexcept nogil:
     if rank:
         it.terms[it.n_terms] = <real *>m.eps + before * m.stride
     for a in range(rank):
-        spread_drive(m, drive, <real *>m.h_past + before * P, <real *>m.power_drive + (r + a) * m.n_drive)
-        it.local[it.n_terms + a] = drive
-        drive += P
+        it.of_type[a], it.local[it.n_terms + a] = <real *>m.u + a * P, drive + a * P
     if real is float:
+        if rank:
+            place_drives(<f32v *>drive, <const f32v *>m.h_past + before * P // F32_LANES, m, <const void **>it.of_type)
         write_and_hear_vectors(<f32v *>placed, &it, m, filled_lines(m), rank)
     else:
+        if rank:
+            place_drives(<f64v *>drive, <const f64v *>m.h_past + before * P // F64_LANES, m, <const void **>it.of_type)
         write_and_hear_vectors(<f64v *>placed, &it, m, filled_lines(m), rank)
     by_place(m, current, <const real *>placed, True)
     for p in range(units):

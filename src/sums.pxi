@@ -22,18 +22,16 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
         of_type += P
 
 
-cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
-    """The sums over types of W, and of R, which obey R's own recursion, after this step."""
-    cdef Py_ssize_t r = m.rank, a, b, c, d
+cdef inline void follow_by(Model *m, bint learn, Py_ssize_t r, const real *_) noexcept nogil:
+    cdef Py_ssize_t a, b, c, d
     cdef double *T = m.trace_sums      # (r, r, r) [modulator, post, pre]
-    cdef double *before = m.step_sums + 4 * r
-    cdef double *mixed = m.step_sums + 7 * r
+    cdef const double *now = m.step_sums
+    cdef const double *before = now + 4 * r
     cdef const real *K = <const real *>m.K
     cdef const real *drive = <const real *>m.drive
     cdef const real *modulator = <real *>m.modulator + slot(m, m.t) * r
+    cdef double mixed[2]
     cdef double change
-    memcpy(before, m.step_sums, 3 * r * sizeof(double))
-    sum_step(m, scratch)
     for a in range(r):
         for b in range(r):
             change = before[a] * before[r + b] - (before[2 * r + a] if a == b else 0)
@@ -41,13 +39,22 @@ cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
                 mixed[c] = <double>drive[a * r + c] * change
                 for d in range(r):
                     mixed[c] += <double>K[c * r + d] * T[(d * r + a) * r + b]
+            change = modulator[a] * now[r + b] - (now[3 * r + a] if a == b else 0)
             for c in range(r):
                 T[(c * r + a) * r + b] = mixed[c]
+                change += modulator[c] * mixed[c]
             if learn:
-                change = modulator[a] * m.step_sums[r + b] - (m.step_sums[3 * r + a] if a == b else 0)
-                for c in range(r):
-                    change += modulator[c] * mixed[c]
                 m.type_sums[a * r + b] -= change
+
+
+cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
+    """The sums over types of W, and of R, which obey R's own recursion, after this step; r <= 2."""
+    memcpy(m.step_sums + 4 * m.rank, m.step_sums, 3 * m.rank * sizeof(double))
+    sum_step(m, scratch)
+    if m.rank == 2:  # a constant to the compiler: in small networks it shows
+        follow_by(m, learn, 2, scratch)
+    else:
+        follow_by(m, learn, 1, scratch)
 
 
 cdef void sum_rows_by_type(Model *m, const real *w) noexcept nogil:

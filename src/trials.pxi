@@ -21,7 +21,7 @@ cdef void rest(Model *m, real *v) noexcept nogil:
     if m.may_defer and m.rank:
         memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
         memset(m.trace_sums, 0, m.rank * m.rank * m.rank * sizeof(double))
-        memset(m.step_sums, 0, 8 * m.rank * sizeof(double))
+        memset(m.step_sums, 0, 7 * m.rank * sizeof(double))
     for group in range(m.n_groups):
         m.since[group] = 0
     rest_lazily(m, <real *>m.always)
