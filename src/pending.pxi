@@ -92,7 +92,7 @@ cdef inline void feel_sums_by(vec *current, const Model *m, const void *dots, Py
     for q in range(filled_lines(m) * per_line(current)):
         s = current[q]
         for a in range(r):
-            x = dot[a] if autapses else madd(dot[a], sums[a * n + q], z[q])
+            x = dot[a] if autapses else dot[a] + sums[a * n + q] * z[q]  # rounded as in the dot: 0 where nobody else was heard
             s = madd(s, factor[a * n + q], x)
         current[q] = s
 

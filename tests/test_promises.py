@@ -618,3 +618,16 @@ def test_errors_name_what_was_given():
     file.seek(0)
     with pytest.raises(ValueError, match="file: expected a network written by Network.save"):
         mf.Network.load(file)
+
+
+@pytest.mark.parametrize("rule", [mf.EProp(), mf.ModProp(0.5), mf.ModProp(0.5, factor="mean")], ids=["e-prop", "exact", "mean"])
+def test_a_unit_heard_by_itself_alone_is_at_rest_without_autapses(rule):
+    """To the bit: relu has h = 0 at v = 0, and h = 1 where a rounding error is left."""
+    net = mf.Network(1, 3, 1, types=[0, 0, 1], tau=0, rng=np.random.default_rng(0))
+    net.w_in[:, 0], net.w_rec[1:, 0] = [1, -1, -1], -1
+    learner = mf.Learner(net, rule, optimizer=mf.SGD(0.01))
+    one, none, target = np.ones(1, "float32"), np.zeros(1, "float32"), np.array([0.3], "float32")
+    for _ in range(20):
+        learner.step(one, target)
+        learner.step(none)
+        assert learner._engine.arrays["v"][0] == 0
