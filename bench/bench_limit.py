@@ -7,7 +7,9 @@ in bytes read plus bytes written; matrix-vector and matrix products and the rank
   - `run`: the bytes that one step must move (`traffic`) at the rates measured for them at that working-set size, in the
     same round, over the measured time of a step: the fraction of what the memory allows a program that writes at every step.
     The engine writes a part in turn and does not read what units at rest would send: where memory is slow it can pass 1;
-  - `chunk 16` and fit_trials (windows of 32 steps): their multiply-adds (`products`) per second over those of sgemm.
+  - `chunk 16`: W read once for every step, which has to wait for the one before, at the rate of its size, and the products of
+    matrices that end a chunk (`products`) as BLAS makes them, sgemm of the same shapes in the same round, over the measured time;
+  - fit_trials (8 trials side by side, windows of 32 steps): all products as BLAS makes them, over the measured time.
 Fractions are medians over rounds.
 """
 
@@ -39,11 +41,15 @@ def traffic(rule, n, active):
     }[rule]
 
 
-def products(rule, n, n_in, chunk):
-    """Multiply-adds of one step: forward, gradient, and what R costs in chunks; BPTT has W^T instead."""
-    matrix = n * (n + n_in)
-    carried = {"exact": 2 * matrix + 6 * matrix / chunk, "mean": 2 * matrix / chunk, "e-prop": 0, "BPTT": n * n}[rule]
-    return 2 * matrix + carried
+def products(rule, n, n_in, steps, trials=1):
+    """(how many for one step of one trial, rows, inner, columns) of the products of matrices.
+
+    The gradient of so many steps, for `exact` those that bring both R over them, and W z of trials side by side; BPTT has W^T too.
+    """
+    shapes = [((3 if rule == "exact" else 1) / steps, n, steps, n + n_in + 1)]
+    if trials > 1:
+        shapes.append(((2 if rule == "BPTT" else 1) / trials, trials, n, n))
+    return shapes
 
 
 def caches():
@@ -98,13 +104,14 @@ def medians(rounds, **calls):
     return {name: float(np.median(values)) for name, values in times.items()}, quartiles
 
 
-def gemm(n=1024):
-    """Multiply-adds per nanosecond of one product of (n, n) matrices."""
+def gemm(rows, inner, columns):
+    """Nanoseconds of one product of matrices."""
     import numpy as np
 
-    a, b, c = (np.ones((n, n), np.float32) for _ in range(3))
+    a, b, c = (np.ones(shape, np.float32) for shape in ((rows, inner), (inner, columns), (rows, columns)))
+    calls = range(int(max(1, 2e6 / (rows * inner * columns))))
     np.dot(a, b, out=c)
-    return n**3 / common.clock(lambda: np.dot(a, b, out=c))
+    return common.clock(lambda: [np.dot(a, b, out=c) for _ in calls]) / len(calls)
 
 
 def gemv(n):
@@ -128,11 +135,16 @@ def machine_rates(memory, sizes, rounds):
     for n in sizes:
         calls = {"sgemv": partial(gemv, n)}
         calls |= {"rank_one": partial(memory.rank_one, n)} if memory else {}
-        calls |= {"sgemm": partial(gemm, n)} if n <= 2048 else {}
+        calls |= {"sgemm": lambda n=n: n**3 / gemm(n, n, n)} if n <= 2048 else {}
         rates, spread = medians(max(3, rounds // 3), **calls)
         rows.append({"n": n, **rates, **spread})
         printed.row(n, *(rates.get(name) for name in ("sgemv", "rank_one", "sgemm")), "GB/s, GB/s, 1e9 multiply-adds/s")
     return rows
+
+
+def blas(shapes):
+    """Nanoseconds that one step of one trial takes of them."""
+    return sum(count * gemm(*shape) for count, *shape in shapes)
 
 
 def fractions(memory, arguments):
@@ -142,7 +154,7 @@ def fractions(memory, arguments):
     import modprop_fast as mf
     from modprop_fast import reference
 
-    printed = common.Table(what="<11", rule="<7", N="5d", us="10.2f", limit="10.2f", fraction="9.2f", of="<12")
+    printed = common.Table(what="<11", rule="<7", N="5d", us="10.2f", limit="10.2f", fraction="9.2f", of="<14")
     rng = np.random.default_rng(0)
     xs, targets = (rng.normal(size=(4096, 2)).astype(np.float32) for _ in range(2))
     trials = [a[: TRIALS * STEPS].reshape(TRIALS, STEPS, 2) for a in (xs, targets)]
@@ -169,13 +181,13 @@ def fractions(memory, arguments):
         run = partial(learner.run, xs[:steps], targets[:steps])
         if memory:
             report("run", rule, n, "memory", run, steps, lambda: read / memory.read(held) + 2 * change / memory.change(held))
-        work = products(rule, n, 2, CHUNK)
-        report(f"chunk {CHUNK}", rule, n, "sgemm", partial(run, chunk=CHUNK), steps, lambda: work / gemm())
+            matrix, shapes, chunked = 4 * n * n, products(rule, n, 2, CHUNK), partial(run, chunk=CHUNK)
+            report(f"chunk {CHUNK}", rule, n, "memory, sgemm", chunked, steps, lambda: matrix / memory.read(matrix) + blas(shapes))
 
     def batch(rule, n):
         fit = bench_scaling.make(mf, np, rule, n).fit_trials
-        work = products(rule, n, 2, WINDOW)
-        report("fit_trials", rule, n, "sgemm", partial(fit, *trials), TRIALS * STEPS, lambda: work / gemm())
+        shapes = products(rule, n, 2, WINDOW, TRIALS)
+        report("fit_trials", rule, n, "sgemm", partial(fit, *trials), TRIALS * STEPS, lambda: blas(shapes))
 
     for n in arguments.sizes:
         for rule in ("e-prop", "mean", "exact"):
@@ -183,7 +195,7 @@ def fractions(memory, arguments):
         for rule in ("e-prop", "mean", "exact", "BPTT") if n <= 512 else ():
             batch(rule, n)
     if memory:
-        print("limit of run: everything written at every step; the engine writes in turn, and skips units at rest: it can pass 1")
+        print("limits: all is written at every step, in chunks all of W is read; the engine writes in turn and skips units at rest")
     return rows
 
 
@@ -194,7 +206,7 @@ def main():
     )  # fmt: skip
     common.start(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        library = common.compile_c("rates of memory, and run", Path(__file__).with_name("limit.c"), folder)
+        library = common.compile_c("rates of memory, run and chunk", Path(__file__).with_name("limit.c"), folder)
     memory = None
     if library:
         library.read_only.restype = ctypes.c_float

@@ -4,15 +4,21 @@
 typedef float vec __attribute__((vector_size(BYTES), aligned(4), may_alias));
 #define AT(p) (*(vec *)(p))
 
+/* gcc -O3 would make one pass of two: what is in memory may be another's between them. */
+static inline int again(void) {
+    __asm__ volatile("" ::: "memory");
+    return 1;
+}
+
 void triad(float *a, const float *b, const float *c, long n, long passes) {
-    for (long k = 0; k < passes; k++)
+    for (long k = 0; k < passes && again(); k++)
         for (long q = 0; q + V <= n; q += V) AT(a + q) = AT(b + q) + 1e-3f * AT(c + q);
 }
 
 float read_only(const float *a, long n, long passes) {
     vec s[8] = {{0}};
     float total = 0;
-    for (long k = 0; k < passes; k++) {
+    for (long k = 0; k < passes && again(); k++) {
         long q = 0;
         for (; q + 8 * V <= n; q += 8 * V) {
             s[0] += AT(a + q), s[1] += AT(a + q + V), s[2] += AT(a + q + 2 * V), s[3] += AT(a + q + 3 * V);
@@ -26,13 +32,13 @@ float read_only(const float *a, long n, long passes) {
 }
 
 void read_modify_write(float *a, long n, long passes) {
-    for (long k = 0; k < passes; k++)
+    for (long k = 0; k < passes && again(); k++)
         for (long q = 0; q + V <= n; q += V) AT(a + q) = 0.999f * AT(a + q) + 1e-3f;
 }
 
 /* w -= u x^T, (n, n) */
 void rank_one(float *w, const float *u, const float *x, long n, long passes) {
-    for (long k = 0; k < passes; k++)
+    for (long k = 0; k < passes && again(); k++)
         for (long p = 0; p < n; p++)
             for (long q = 0; q < n; q++) w[p * n + q] -= u[p] * x[q];
 }
