@@ -51,6 +51,11 @@ cdef inline Py_ssize_t end_of_part(const Model *m, Py_ssize_t line, Classes *of,
     return line + 1
 
 
+cdef inline Py_ssize_t tile_of(Py_ssize_t v, Py_ssize_t stop) noexcept nogil:
+    """Vectors that are worked on at once: of whole lines, so that in narrow registers they are 4."""
+    return 4 if v + 4 <= stop else 2 if v + 2 <= stop else 1
+
+
 cdef inline vec counts_for(const vec *kind, const void *d, Py_ssize_t type, Py_ssize_t v, const void **of_type, Classes of) noexcept nogil:
     """Of `d`, (types,) or (P,), what counts for vector v of places."""
     if of == BY_PLACE:
@@ -133,23 +138,28 @@ cdef void go_on(Model *m, bint learn, real *by_source, const real *still) noexce
 # ---------------------------------------------------------------- the product with s_t
 
 cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank, Py_ssize_t first) noexcept nogil:
-    cdef Py_ssize_t group, q, a, n = 0
-    cdef real c[2]
-    cdef real x
-    for group in range(m.n_groups):
+    cdef Py_ssize_t width = m.stride + LANES, group, q = first, end, i, a, n = 0
+    cdef real c
+    while q + LANES <= m.stride:
+        n += pack(m.heard + n, count + n, <int>q, s + q)
+        q += LANES
+    for q in range(q, m.n_sources):
+        m.heard[n], count[n] = <int>q, s[q]
+        n += s[q] != 0
+    m.n_heard, m.heard_rank, q = n, rank, 0
+    for group in range(m.n_groups if rank else 0):
+        end = q
+        while end < n and m.heard[end] < m.bounds[group + 1]:
+            end += 1
         for a in range(rank):
-            c[a] = -(<const real *>m.carried)[group * rank + a]
-        for q in range(max(m.bounds[group], first), min(m.bounds[group + 1], m.n_sources)):
-            x = s[q]
-            m.heard[n], count[n * (1 + rank)] = <int>q, x
-            for a in range(rank):
-                count[n * (1 + rank) + 1 + a] = x * c[a]
-            n += x != 0  # half of the time, as in a relu network: not for a branch
-    m.n_heard, m.heard_rank = n, rank
+            c = -(<const real *>m.carried)[group * rank + a]
+            for i in range(q, end):
+                count[(1 + a) * width + i] = count[i] * c
+        q = end
     for q in range(n, n + HEARD - 1 if n else 0):  # the last one again, for nothing
         m.heard[q] = m.heard[n - 1]
         for a in range(1 + rank):
-            count[q * (1 + rank) + a] = 0
+            count[a * width + q] = 0
 
 
 cdef void list_sources(Model *m, const real *s) noexcept nogil:
@@ -176,8 +186,8 @@ cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t 
     while n < m.n_heard:
         for i in range(at_once):
             row[i] = rows + m.heard[n + i] * apart
-        for i in range((1 + rank) * at_once):
-            k[i] = spread(out, m.heard_count, n * (1 + rank) + i)
+            for a in range(1 + rank):
+                k[i * (1 + rank) + a] = spread(out, m.heard_count, a * (m.stride + LANES) + n + i)
         for v in range(first, last):
             s, t = out[v], spread(out, &ZERO, 0)
             for i in range(0, at_once, 2):
@@ -208,39 +218,51 @@ cdef void hear(Model *m, Py_ssize_t first, Py_ssize_t last, real *placed) noexce
 
 # ---------------------------------------------------------------- what waits
 
+cdef inline void feel_some(vec *placed, vec *own, const Waiting *it, Py_ssize_t type, Py_ssize_t v, Py_ssize_t wide, bint traced, Classes of,
+                           bint owned) noexcept nogil:
+    cdef Py_ssize_t n, k
+    cdef vec s[4]
+    cdef vec t[4]
+    cdef vec dot, add, onto, x, local
+    for k in range(wide):
+        s[k] = placed[v + k]
+        if owned:
+            t[k] = -(<const vec *>it.front)[v + k]
+    for n in range(it.n_ages):
+        dot = -spread(placed, it.dots, n)
+        if traced:
+            add = spread(placed, it.added, n)
+            if of == ONE_TYPE:
+                onto = spread(placed, it.onto[n], type)
+        for k in range(wide):
+            x = local = (<const vec *>it.local[n])[v + k]
+            if traced:
+                s[k] = madd(s[k], add, local)
+                if of != ONE_TYPE:
+                    onto = counts_for(placed, it.onto[n], type, v + k, <const void **>it.of_type, of)
+                x = madd(local, onto, (<const vec *>it.h[n])[v + k])
+            s[k] = madd(s[k], dot, x)
+            if owned:
+                t[k] = madd(t[k], x, (<const vec *>it.eps[n])[v + k])
+    for k in range(wide):
+        placed[v + k] = s[k]
+        if owned:
+            own[v + k] = t[k]
+
+
 cdef inline void feel_by(vec *placed, vec *own, const Waiting *it, Py_ssize_t type, Py_ssize_t first, Py_ssize_t last, bint traced, Classes of,
                          bint owned) noexcept nogil:
     """placed -= sum_n dots[n] A[n] - added[n] local[n], and with `owned` own = sum_n A[n] eps[n] - front; A = local + onto h."""
-    cdef Py_ssize_t a_line = per_line(placed), v = first, n, k
-    cdef vec s[LANES]
-    cdef vec t[LANES]
-    cdef vec dot, add, onto, x, local
+    cdef Py_ssize_t v = first, wide
     while v < last:
-        for k in range(a_line):
-            s[k] = placed[v + k]
-            if owned:
-                t[k] = -(<const vec *>it.front)[v + k]
-        for n in range(it.n_ages):
-            dot = -spread(placed, it.dots, n)
-            if traced:
-                add = spread(placed, it.added, n)
-                if of == ONE_TYPE:
-                    onto = spread(placed, it.onto[n], type)
-            for k in range(a_line):
-                x = local = (<const vec *>it.local[n])[v + k]
-                if traced:
-                    s[k] = madd(s[k], add, local)
-                    if of != ONE_TYPE:
-                        onto = counts_for(placed, it.onto[n], type, v + k, <const void **>it.of_type, of)
-                    x = madd(local, onto, (<const vec *>it.h[n])[v + k])
-                s[k] = madd(s[k], dot, x)
-                if owned:
-                    t[k] = madd(t[k], x, (<const vec *>it.eps[n])[v + k])
-        for k in range(a_line):
-            placed[v + k] = s[k]
-            if owned:
-                own[v + k] = t[k]
-        v += a_line
+        wide = tile_of(v, last)
+        if wide == 4:
+            feel_some(placed, own, it, type, v, 4, traced, of, owned)
+        elif per_line(placed) < 4 and wide == 2:
+            feel_some(placed, own, it, type, v, 2, traced, of, owned)
+        elif per_line(placed) == 1:
+            feel_some(placed, own, it, type, v, 1, traced, of, owned)
+        v += wide
 
 
 cdef inline void feel_part(vec *placed, vec *own, const Waiting *it, Py_ssize_t type, Py_ssize_t first, Py_ssize_t last, Classes of,

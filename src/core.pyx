@@ -32,6 +32,7 @@ cdef extern from "Python.h":
     bint mpf_alone()
 
 cdef enum:
+    PAGE = 4096  # bytes of memory
     WINDOW_ONLINE = 4  # measured: more reads of recent traces cost what fewer writes of old ones save
     WINDOW_DEFERRED = 8  # of less than 256 units; of more, WINDOW
     WINDOW = 16
@@ -51,9 +52,9 @@ SPARSE = {"exact": (160, 0.4), "mean": (256, 0.2), "none": (256, 0.2)}
 
 # Bytes of weights up to which every step writes all (pending.pxi); the updates of more wait.  Twice as many
 # where no source is silent.  Measured with relu and 512-bit registers, time of a step by that with a window of 8, at N = 16, 32, 64, 96, 128,
-# 160 (1, 5, 18, 39, 68, 105 KB): exact 0.50, 0.53, 0.70, 0.85, 0.89, 1.15; mean 0.69, 0.72, 0.71, 0.95, 0.89, 1.11; e-prop 0.58, 0.60, 0.63,
-# 0.86, 0.90, 1.02.  With 256-bit ones, from 32 on: exact 0.59, 0.79, 0.95, 1.14, 1.37; mean 0.69, 0.88, 1.06, 1.19, 1.34; e-prop 0.61, 0.71,
-# 0.85, 0.92, 1.01; tanh at N = 64, 128, 192: exact 0.74, 0.93, 1.13; mean 0.84, 1.05, 1.19; e-prop 0.74, 0.83, 0.89.
+# 160 (1, 5, 18, 39, 68, 105 KB): exact 0.45, 0.45, 0.63, 0.79, 0.88, 1.10; mean 0.75, 0.77, 0.79, 0.90, 0.97, 1.13; e-prop 0.69, 0.71, 0.81,
+# 1.01, 1.13, 1.20.  With 256-bit ones: exact 0.46, 0.53, 0.75, 0.94, 1.12, 1.33; mean 0.72, 0.70, 0.76, 0.83, 0.91, 0.96; e-prop 0.64, 0.65,
+# 0.73, 0.86, 0.94, 0.96; tanh at N = 64, 128, 192: exact 0.72, 0.93, 1.13; mean 0.75, 0.82, 0.84; e-prop 0.73, 0.81, 0.88.
 AT_ONCE = 40 << 10
 
 # The same of weights that have signs, or a mask, to keep, whose updates cannot wait: larger ones lie by unit (traces.pxi).  Time of a step

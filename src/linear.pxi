@@ -28,23 +28,31 @@ cdef extern from *:
       typedef int mpf_i32v __attribute__((vector_size(MPF_BYTES)));
       typedef long long mpf_i64v __attribute__((vector_size(MPF_BYTES)));
       #define MPF_SPREAD(vec, c) ((c) - (vec){0})  /* c - 0 is c, sign and all: no arithmetic is left of it */
-      /* s + a b, rounded once where the instruction set can, see kernels.pyx */
+      /* s + a b and s - a b, rounded once where the instruction set can, see kernels.pyx */
       #if defined(__AVX512F__)
         #include <immintrin.h>
         #define MPF_MADD(bits, s, a, b) _mm512_fmadd_##bits(a, b, s)
+        #define MPF_MSUB(bits, s, a, b) _mm512_fnmadd_##bits(a, b, s)
       #elif defined(__FMA__)
         #include <immintrin.h>
         #define MPF_MADD(bits, s, a, b) _mm256_fmadd_##bits(a, b, s)
+        #define MPF_MSUB(bits, s, a, b) _mm256_fnmadd_##bits(a, b, s)
       #elif defined(__aarch64__)
         #include <arm_neon.h>
         #define MPF_MADD(bits, s, a, b) vfmaq_##bits(s, a, b)
+        #define MPF_MSUB(bits, s, a, b) vfmsq_##bits(s, a, b)
         #define vfmaq_ps vfmaq_f32
         #define vfmaq_pd vfmaq_f64
+        #define vfmsq_ps vfmsq_f32
+        #define vfmsq_pd vfmsq_f64
       #else
         #define MPF_MADD(bits, s, a, b) ((s) + (a) * (b))
+        #define MPF_MSUB(bits, s, a, b) ((s) - (a) * (b))
       #endif
       static inline mpf_f32v mpf_madd_f32(mpf_f32v s, mpf_f32v a, mpf_f32v b) { return MPF_MADD(ps, s, a, b); }
       static inline mpf_f64v mpf_madd_f64(mpf_f64v s, mpf_f64v a, mpf_f64v b) { return MPF_MADD(pd, s, a, b); }
+      static inline mpf_f32v mpf_msub_f32(mpf_f32v s, mpf_f32v a, mpf_f32v b) { return MPF_MSUB(ps, s, a, b); }
+      static inline mpf_f64v mpf_msub_f64(mpf_f64v s, mpf_f64v a, mpf_f64v b) { return MPF_MSUB(pd, s, a, b); }
       static inline mpf_f32v mpf_keep_f32(mpf_f32v w, mpf_f32v s) { return (mpf_f32v)((mpf_i32v)w & ~(mpf_i32v)(s * w < 0)); }
       static inline mpf_f64v mpf_keep_f64(mpf_f64v w, mpf_f64v s) { return (mpf_f64v)((mpf_i64v)w & ~(mpf_i64v)(s * w < 0)); }
       /* lanes of -1 and 0 from as many bytes */
@@ -77,6 +85,17 @@ cdef extern from *:
       typedef double mpf_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
       #define MPF_FOUR(type) { mpf_##type##x4 h = *(mpf_##type##x4 *)x, d = *c - (mpf_##type##x4){0}; \
           if (each) d = *(mpf_##type##x4 *)c; *(mpf_##type##x4 *)out = d * h; }
+      #if defined(__AVX512F__)
+        #define MPF_PACK  /* compressed in registers: such a store is slow on some */
+        static inline int mpf_pack_f32(int *where, float *what, int first, const float *x) {
+            const __m512i at = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+            const __m512 v = _mm512_loadu_ps(x);
+            const __mmask16 some = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+            _mm512_storeu_ps(what, _mm512_maskz_compress_ps(some, v));
+            _mm512_storeu_si512(where, _mm512_maskz_compress_epi32(some, at));
+            return __builtin_popcount(some);
+        }
+      #endif
       #define mpf_lowest(bits) __builtin_ctzll(bits)
       #define mpf_prefetch(p) __builtin_prefetch(p, 1)
     #else
@@ -93,12 +112,20 @@ cdef extern from *:
       #define MPF_SPREAD(vec, c) (c)
       static float mpf_madd_f32(float s, float a, float b) { return s + a * b; }
       static double mpf_madd_f64(double s, double a, double b) { return s + a * b; }
+      static float mpf_msub_f32(float s, float a, float b) { return s - a * b; }
+      static double mpf_msub_f64(double s, double a, double b) { return s - a * b; }
       static float mpf_keep_f32(float w, float s) { return s * w < 0 ? 0 : w; }
       static double mpf_keep_f64(double w, double s) { return s * w < 0 ? 0 : w; }
       static float mpf_where_f32(float g, const signed char *keep) { return *keep ? g : 0; }
       static double mpf_where_f64(double g, const signed char *keep) { return *keep ? g : 0; }
       #define MPF_FOUR(type) { for (int i = 0; i < 4; i++) { mpf_##type##v h = x[i], d = c[each * i]; out[i] = d * h; } }
     #endif
+    /* Those of 16 numbers that are not 0, and where they are, from `first` on; how many.  `where` and `what` have room for all. */
+    #define MPF_PACK_EACH { int n = 0; for (int i = 0; i < 16; i++) { where[n] = first + i; what[n] = x[i]; n += x[i] != 0; } return n; }
+    #ifndef MPF_PACK
+    static inline int mpf_pack_f32(int *where, float *what, int first, const float *x) MPF_PACK_EACH
+    #endif
+    static inline int mpf_pack_f64(int *where, double *what, int first, const double *x) MPF_PACK_EACH
     /* Of a block's four units: c each its own, or one for all. */
     static inline void mpf_times_f32(float *out, const float *x, const float *c, int each) MPF_FOUR(f32)
     static inline void mpf_times_f64(double *out, const double *x, const double *c, int each) MPF_FOUR(f64)
@@ -112,12 +139,16 @@ cdef extern from *:
     f64v spread_f64 "mpf_spread_f64" (double c) noexcept nogil
     f32v madd_f32 "mpf_madd_f32" (f32v s, f32v a, f32v b) noexcept nogil
     f64v madd_f64 "mpf_madd_f64" (f64v s, f64v a, f64v b) noexcept nogil
+    f32v msub_f32 "mpf_msub_f32" (f32v s, f32v a, f32v b) noexcept nogil
+    f64v msub_f64 "mpf_msub_f64" (f64v s, f64v a, f64v b) noexcept nogil
     f32v keep_f32 "mpf_keep_f32" (f32v w, f32v s) noexcept nogil
     f64v keep_f64 "mpf_keep_f64" (f64v w, f64v s) noexcept nogil
     f32v where_f32 "mpf_where_f32" (f32v g, const signed char *keep) noexcept nogil
     f64v where_f64 "mpf_where_f64" (f64v g, const signed char *keep) noexcept nogil
     int lowest "mpf_lowest" (unsigned long long bits) noexcept nogil  # place of the lowest bit that is set
     void prefetch "mpf_prefetch" (const void *p) noexcept nogil  # soon to be written
+    int pack_f32 "mpf_pack_f32" (int *where, float *what, int first, const float *x) noexcept nogil
+    int pack_f64 "mpf_pack_f64" (int *where, double *what, int first, const double *x) noexcept nogil
     void times_f32 "mpf_times_f32" (float *out, const float *x, const float *c, bint each) noexcept nogil
     void times_f64 "mpf_times_f64" (double *out, const double *x, const double *c, bint each) noexcept nogil
     float fold_f32 "mpf_fold_f32" (const float *s) noexcept nogil  # sum of 16 lanes, by halves
@@ -187,6 +218,14 @@ cdef void axpy(real *out, real a, const real *x, Py_ssize_t n) noexcept nogil:
         out[i] += a * x[i]
 
 
+cdef inline int pack(int *where, real *what, int first, const real *x) noexcept nogil:
+    """Those of LANES numbers that are not 0, and where they are, from `first` on; how many."""
+    if real is float:
+        return pack_f32(where, what, first, x)
+    else:
+        return pack_f64(where, what, first, x)
+
+
 cdef inline void times_four(real *out, const real *x, const real *c, bint each) noexcept nogil:
     """out = c x for the four units of a block; `each` has its own c."""
     if real is float:
@@ -211,6 +250,14 @@ cdef inline vec madd(vec s, vec a, vec b) noexcept nogil:
         return madd_f64(s, a, b)
 
 
+cdef inline vec msub(vec s, vec a, vec b) noexcept nogil:
+    """s - a b."""
+    if vec is f32v:
+        return msub_f32(s, a, b)
+    else:
+        return msub_f64(s, a, b)
+
+
 cdef inline Py_ssize_t per_line(const vec *_) noexcept nogil:
     """Vectors in LANES entries."""
     return LANES // (F32_LANES if vec is f32v else F64_LANES)
@@ -219,6 +266,11 @@ cdef inline Py_ssize_t per_line(const vec *_) noexcept nogil:
 cdef inline Py_ssize_t in_64_bytes(const vec *_) noexcept nogil:
     """Vectors in as many bytes."""
     return 64 // <Py_ssize_t>sizeof(vec)
+
+
+cdef inline bint many(const vec *_) noexcept nogil:
+    """Whether there are 32 registers, not 16."""
+    return sizeof(vec) == 64
 
 
 cdef inline void dot_vectors(vec *s, const void *w0, const void *w1, const void *w2, const void *w3, const void *x, Py_ssize_t n_lines,
@@ -390,8 +442,8 @@ cdef inline void combine(vec *g, void **terms, const void *coef, Py_ssize_t n_te
                          const vec *R, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t count) noexcept nogil:
     """Vectors q .. q + count of the gradient of four units, whose rows are of so many: (count, ROWS)."""
     cdef Py_ssize_t unit = rank * n_vectors, j, c = 0, a, i, k
-    cdef vec s[2 * ROWS]
-    cdef vec x[2]
+    cdef vec s[4 * ROWS]
+    cdef vec x[4]
     cdef vec b
     for i in range(count * ROWS):
         s[i] = spread(g, &ZERO, 0)
@@ -606,12 +658,16 @@ cdef inline void add_some(vec *g, const Tile *it, Py_ssize_t n_vectors, Py_ssize
 
 cdef void add_vectors(const vec *kind, const Tile *given) noexcept nogil:
     cdef Tile copy = given[0]  # that no store can touch
-    cdef Py_ssize_t n_vectors = copy.stride // LANES * per_line(kind), q
-    cdef vec g[2 * ROWS]
-    for q in range(0, n_vectors - 1, 2):  # eight chains of additions
+    cdef Py_ssize_t n_vectors = copy.stride // LANES * per_line(kind), q = 0
+    cdef vec g[4 * ROWS]
+    while many(kind) and q + 4 <= n_vectors:  # sixteen chains of additions
+        add_some(&g[0], &copy, n_vectors, q, 4)
+        q += 4
+    while q + 2 <= n_vectors:
         add_some(&g[0], &copy, n_vectors, q, 2)
-    if n_vectors % 2:
-        add_some(&g[0], &copy, n_vectors, n_vectors - 1, 1)
+        q += 2
+    if q < n_vectors:
+        add_some(&g[0], &copy, n_vectors, q, 1)
 
 
 cdef void add(const Tile *tile, const real *_) noexcept nogil:

@@ -4,20 +4,19 @@
 # traces between two steps: by unit, by source (pending.pxi), connections alone (sparse.pxi); and copies them all.
 
 
-
-
 cdef void *address(array) except? NULL:
     """Where an array that the engine allocated, or has checked, begins."""
     return NULL if array is None or array.size == 0 else cnp.PyArray_DATA(array)  # not array.ctypes: Python code, where Ctrl-C may come
 
 
-def aligned(shapes, dtype):
+def aligned(shapes, dtype, page=64):
     """Zeroed arrays of `dtype`, each on a 64-byte boundary, carved from one allocation.
 
     Parameters
     ----------
     shapes : dict of name -> shape
     dtype : anything that names a dtype
+    page : bytes, a multiple of 64; an array of as many, or more, begins at a multiple of them
 
     Returns
     -------
@@ -25,31 +24,31 @@ def aligned(shapes, dtype):
     """
     dtype = np.dtype(dtype)
     sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, shape in shapes.items()}
-    block, at = _block(sum(-(-size // 64) * 64 for size in sizes.values()))
-    arrays = {}
-    for name, shape in shapes.items():
-        arrays[name] = block[at : at + sizes[name]].view(dtype).reshape(shape)
-        at += -(-sizes[name] // 64) * 64
-    return arrays
+    begins, end = {}, 0
+    for name, size in sizes.items():
+        begins[name] = end + -end % (page if size >= page else 64)
+        end = begins[name] + size
+    block, at = _block(end, page)
+    return {name: block[at + begins[name] :][: sizes[name]].view(dtype).reshape(shape) for name, shape in shapes.items()}
 
 
-def _block(size):
-    """(zeroed bytes, offset of an aligned beginning); large ones on huge pages where the system has them.
+def _block(size, page):
+    """(zeroed bytes, offset of a multiple of `page`); large ones on huge pages where the system has them.
 
     The matrices of 512 units and more are passed over at every step: with small pages the time of a step depends on
     where they happen to lie.
     """
-    page = 1 << 21
-    if size >= page and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, size + page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
+    huge = 1 << 21
+    if size >= huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = mmap.mmap(-1, size + huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             pass  # this kernel has none
         block = np.frombuffer(memory, np.uint8)
-        return block, -block.ctypes.data % page
-    block = np.zeros(size + 64, np.uint8)
-    return block, -block.ctypes.data % 64
+        return block, -block.ctypes.data % huge
+    block = np.zeros(size + page, np.uint8)
+    return block, -block.ctypes.data % page
 
 
 cdef bind(dict arrays, table):
@@ -186,7 +185,7 @@ cdef class _Memory:
             ("erred", np.zeros(S, np.uint8), <size_t>&m.erred),
             ("terms", np.zeros(S + r + 1, np.uintp), <size_t>&m.terms),
             ("awake", np.zeros(max(P, self._n_places_by_source()), np.uint64), <size_t>&m.awake),
-            ("heard", np.zeros((m.n_sources + LANES) * m.may_defer, np.intc), <size_t>&m.heard),
+            ("heard", np.zeros((m.stride + LANES) * m.may_defer, np.intc), <size_t>&m.heard),
             ("spoke", np.zeros(m.stride * spares, np.uint32), <size_t>&m.spoke),
             ("keep", np.empty(0, np.int8) if m.sparse else self._keep(), <size_t>&m.keep),
             ("bounds", np.zeros(S + 1, np.intp), <size_t>&m.bounds),
@@ -228,8 +227,12 @@ cdef class _Memory:
         m.packed_width = np.diff(c["starts"][::ROWS]).max()
 
     cdef _own(self, dtype, dict arrays, table):
-        """Allocate, in one block of memory.  table: (name, shape, where the pointer to it lies, 0 for none) of each."""
-        new = aligned({name: shape for name, shape, _ in table}, dtype)
+        """Allocate, in one block of memory.  table: (name, shape, where the pointer to it lies, 0 for none) of each.
+
+        A load waits for a store before it where the last 12 bits of their addresses are equal.  Of online updates what is read
+        and what is written in turn are rows equally far apart: where all begin with a page, these bits differ, and no longer by chance.
+        """
+        new = aligned({name: shape for name, shape, _ in table}, dtype, PAGE if self.m.online else 64)
         bind(arrays, [(name, new[name], pointer) for name, _, pointer in table])
 
     cdef bint _need(self, name, shape, size_t pointer):
@@ -275,7 +278,7 @@ cdef class _Memory:
             ("sent", (S * (m.spoke != NULL), Q), <size_t>&m.sent), ("eps_owed", (S * waits, Q), <size_t>&m.eps_owed),
             ("onto_h", (S * waits, D), <size_t>&m.onto_h), ("carried", (S * waits, r), <size_t>&m.carried),
             ("eps_placed", (S * waits, placed), <size_t>&m.eps_placed), ("front", (placed * waits,), <size_t>&m.front),
-            ("heard_count", ((Q + LANES) * waits, 1 + r), <size_t>&m.heard_count), ("own", (placed,), <size_t>&m.own),
+            ("heard_count", ((1 + r) * waits, Q + LANES), <size_t>&m.heard_count), ("own", (placed,), <size_t>&m.own),
             ("self_weights", (Q * waits,), <size_t>&m.self_weights),
             ("counts", (waits * threads, 3 * S * STRETCH_WRITTEN * LANES), <size_t>&m.counts), ("placed", (placed,), <size_t>&m.placed),
             ("eps_dots", (2, S + ROWS), <size_t>&m.eps_dots), ("still", (0, placed), <size_t>&m.still),

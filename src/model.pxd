@@ -176,8 +176,8 @@ ctypedef struct Model:
     void *own                 # (P,) diagonal of what waits
     void *placed              # (P,) products with s_t
     void *eps_dots            # (2, S + ROWS) scratch: products of each eps with s_t
-    int *heard                # (n_sources and up to 7,) scratch: sources that are not silent,
-    void *heard_count         # (the same, 1 + r) what they and their traces count for
+    int *heard                # (Q + LANES,) scratch: sources that are not silent,
+    void *heard_count         # (1 + r, Q + LANES) what they and their traces count for
     Py_ssize_t n_heard, heard_rank
     void *counts              # (threads, 3 S STRETCH_WRITTEN LANES) scratch of `prepare`
     int *type_ends            # (r,) places before which those of a type end, where there are types

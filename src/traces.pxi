@@ -397,6 +397,7 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
     cdef vec mod[2]
     cdef vec factor_sum[2]
     cdef vec sum[4 * LANES]
+    cdef vec none[2 * LANES]
     cdef vec x, g, total
     if r <= 2:
         was = &two[0]
@@ -404,9 +405,10 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
             k[a], d[a] = spread(taken, K, a), spread(taken, drive, a)
         for a in range(r):
             mod[a], factor_sum[a] = spread(taken, modulator, a), spread(taken, m.factor_sums, a)
-    if follow:
-        for j in range(r * r * of):
-            sum[j] = spread(taken, &ZERO, 0)
+    for j in range(4 * of):
+        sum[j] = spread(taken, &ZERO, 0)
+    for j in range(2 * of):
+        none[j] = spread(taken, &ZERO, 0)
     for line in range(n_lines):
         for j in range(of):
             for c in range(r):
@@ -429,13 +431,13 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
                     x = eps[q]
                     g = madd(mod[c] * x, factor_sum[c], total)
                     for b in range(r):
-                        if b != c:
-                            sum[(c * r + b) * of + j] = madd(sum[(c * r + b) * of + j], member[b * n + q], g)
-                    g *= member[at]
+                        sum[(c * r + b) * of + j] = madd(sum[(c * r + b) * of + j], member[b * n + q], g)
                     if not autapses:  # no synapse is there
-                        g -= madd(member[at] * learned[q] * x, factor[at], total)
-                    sum[(c * r + c) * of + j] += g
+                        none[c * of + j] = madd(madd(none[c * of + j], member[at], learned[q] * x), factor[at], total)
             q += 1
+    for c in range(r if follow else 0):
+        for j in range(of):
+            sum[c * (r + 1) * of + j] -= none[c * of + j]
     for j in range(r * r * of if follow else 0):
         taken[j] = sum[j]
 

@@ -100,29 +100,32 @@ cdef inline void prepare_for(const vec *kind, vec *out, const Writing *it, Py_ss
 
 cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const vec *K, const vec *coef, const vec **rest, const vec *eps, Py_ssize_t v,
                             Py_ssize_t size, Py_ssize_t wide, Py_ssize_t rank, bint owed) noexcept nogil:
-    """So many vectors of TOGETHER sources: each is read and written once, however many terms there are."""
+    """So many vectors of TOGETHER sources, one where there are traces: each is read and written once, however many terms there are."""
     cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * V, n, i, k, at = 0
-    cdef vec w[2 * TOGETHER]
-    cdef vec R0[2 * TOGETHER]
-    cdef vec R1[2 * TOGETHER]
+    cdef vec w[4 * TOGETHER]
+    cdef vec R0[TOGETHER]
+    cdef vec R1[TOGETHER]
     cdef vec a, b, c, e
     for i in range(TOGETHER):
-        for k in range(1 + rank if it.far and (<size_t>row & 63) < sizeof(vec) else 0):
-            prefetch(row + (TOGETHER + i) * apart + k * V)
+        if it.far and (<size_t>row & 63) < sizeof(vec):
+            for k in range(1 + rank):
+                prefetch(row + (TOGETHER + i) * apart + k * V)
+            if wide == 4:
+                prefetch(row + (TOGETHER + i) * apart + 2)
         for k in range(wide):
             if owed:
-                w[2 * i + k] = row[i * apart + k]
+                w[wide * i + k] = row[i * apart + k]
             if rank:
                 a = row[i * apart + V + k]
-                R0[2 * i + k] = K[0] * a
+                R0[i] = K[0] * a
                 if owed:
-                    w[2 * i + k] = madd(w[2 * i + k], carry[0], a)
+                    w[wide * i + k] = madd(w[wide * i + k], carry[0], a)
             if rank == 2:
                 b = row[i * apart + 2 * V + k]
-                R0[2 * i + k] = madd(R0[2 * i + k], K[1], b)
-                R1[2 * i + k] = madd(K[2] * a, K[3], b)
+                R0[i] = madd(R0[i], K[1], b)
+                R1[i] = madd(K[2] * a, K[3], b)
                 if owed:
-                    w[2 * i + k] = madd(w[2 * i + k], carry[1], b)
+                    w[wide * i + k] = madd(w[wide * i + k], carry[1], b)
     for n in range(it.n_traced if rank else 0):
         for k in range(wide):
             if owed:
@@ -133,33 +136,33 @@ cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const
             for i in range(TOGETHER):
                 e = spread(row, eps, at + i)
                 if owed:
-                    w[2 * i + k] = madd(w[2 * i + k], a, e)
-                R0[2 * i + k] = madd(R0[2 * i + k], b, e)
+                    w[wide * i + k] = madd(w[wide * i + k], a, e)
+                R0[i] = madd(R0[i], b, e)
                 if rank == 2:
-                    R1[2 * i + k] = madd(R1[2 * i + k], c, e)
+                    R1[i] = madd(R1[i], c, e)
         coef += (1 + rank) * size
         at += TOGETHER
     for n in range(it.n_traced if rank else 0, it.n_terms if owed else 0):
         for k in range(wide):
-            a = -rest[n][v + k]
+            a = rest[n][v + k]
             for i in range(TOGETHER):
-                w[2 * i + k] = madd(w[2 * i + k], a, spread(row, eps, at + i))
+                w[wide * i + k] = msub(w[wide * i + k], a, spread(row, eps, at + i))
         at += TOGETHER
     for i in range(TOGETHER):
         for k in range(wide):
             if owed:
-                row[i * apart + k] = w[2 * i + k]
+                row[i * apart + k] = w[wide * i + k]
             if rank:
-                row[i * apart + V + k] = R0[2 * i + k]
+                row[i * apart + V + k] = R0[i]
             if rank == 2:
-                row[i * apart + 2 * V + k] = R1[2 * i + k]
+                row[i * apart + 2 * V + k] = R1[i]
 
 
 cdef inline void write_together(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
                                 bint owed, Classes of) noexcept nogil:
     """By stretches of places: what terms count for there stays in the first cache."""
     cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, size = sizeof(vec) // lanes
-    cdef Py_ssize_t wide = 1 if rank else 2, stop, at, q, n  # eight chains of additions, twelve with two traces
+    cdef Py_ssize_t stop, at, q, n
     cdef vec *coef = <vec *>it.coef
     cdef vec eps[(SLOTS + 2) * TOGETHER]
     cdef const vec *rest[SLOTS + 2]
@@ -171,7 +174,7 @@ cdef inline void write_together(const vec *kind, const Writing *it, Py_ssize_t f
     for n in range(rank * rank):
         K[n] = spread(kind, it.K, n)
     while v < end:
-        stop, q = min(v + STRETCH_WRITTEN * per_line(kind), end), first
+        stop, q = min(v + (STRETCH_WRITTEN if rank else 8) * per_line(kind), end), first
         if rank:
             prepare_for(kind, coef, it, v, stop - v, rank, owed, False, of)
         for n in range(it.n_traced if rank else 0, it.n_terms):
@@ -183,11 +186,15 @@ cdef inline void write_together(const vec *kind, const Writing *it, Py_ssize_t f
             rows, at = <vec *>it.rows + q * (1 + rank) * V, v
             for n in range(it.n_terms):
                 memcpy(<char *>&eps[0] + n * TOGETHER * size, <const char *>it.terms[n] + q * size, TOGETHER * size)
-            while at + wide <= stop:
-                write_some(rows + at, it, carry, K, coef + at - v, rest, eps, at - v, stop - v, wide, rank, owed)
-                at += wide
-            if wide == 2 and at < stop:
+            while rank == 0 and many(kind) and at + 4 <= stop:  # sixteen chains of additions
+                write_some(rows + at, it, carry, K, coef, rest, eps, at - v, stop - v, 4, 0, True)
+                at += 4
+            while rank == 0 and at + 2 <= stop:
+                write_some(rows + at, it, carry, K, coef, rest, eps, at - v, stop - v, 2, 0, True)
+                at += 2
+            while at < stop:  # four, twelve with two traces
                 write_some(rows + at, it, carry, K, coef + at - v, rest, eps, at - v, stop - v, 1, rank, owed)
+                at += 1
             q += TOGETHER
         v = stop
 
@@ -231,11 +238,6 @@ cdef inline void write_one(vec *row, const Writing *it, const vec *carry, const 
         row[V + k] = R0[k]
         if rank == 2:
             row[2 * V + k] = R1[k]
-
-
-cdef inline Py_ssize_t tile_of(Py_ssize_t v, Py_ssize_t stop) noexcept nogil:
-    """Vectors that are written at once: of whole lines, so that in narrow registers they are 4."""
-    return 4 if v + 4 <= stop else 2 if v + 2 <= stop else 1
 
 
 cdef inline void write_spared(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
