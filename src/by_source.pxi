@@ -34,8 +34,9 @@ cdef inline Py_ssize_t filled_lines(const Model *m) noexcept nogil:
 
 
 cdef inline Py_ssize_t end_of_part(const Model *m, Py_ssize_t line, Classes *of, Py_ssize_t *type) noexcept nogil:
-    """Past the lines of places, from `line` on, that are of one type, `type`, or past one that is of two."""
-    cdef Py_ssize_t n_lines = filled_lines(m), a = 0
+    """Past the lines of places, from `line` on, that are of one type, `type`, or past some of which one is of two: as many as are
+    worked on at once, so that all before and behind them are."""
+    cdef Py_ssize_t n_lines = filled_lines(m), a = 0, whole
     of[0], type[0] = ONE_TYPE, 0
     if m.type == NULL:
         of[0] = BY_PLACE
@@ -45,10 +46,11 @@ cdef inline Py_ssize_t end_of_part(const Model *m, Py_ssize_t line, Classes *of,
     type[0] = a
     if a + 1 == m.rank:
         return n_lines
-    if m.type_ends[a] // LANES > line:
-        return m.type_ends[a] // LANES
+    whole = m.type_ends[a] // LANES // 4 * 4
+    if whole > line:
+        return whole
     of[0] = TWO_TYPES
-    return line + 1
+    return min(whole + 4, n_lines)
 
 
 cdef inline Py_ssize_t tile_of(Py_ssize_t v, Py_ssize_t stop) noexcept nogil:

@@ -217,8 +217,8 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
     n = it.n_terms
     while line < last:
         end, it.n_terms = min(end_of_part(m, line, &of, &it.type), last), n
-        if m.sums_too and last - line <= FEW_LINES:
-            end, of = last, TWO_TYPES
+        if not rank and (not m.sums_too or last - line <= FEW_LINES):
+            end, of = last, TWO_TYPES  # no type apart
         for a in range(m.rank if m.sums_too else 0):
             if of == TWO_TYPES or a == it.type:
                 it.terms[it.n_terms], it.local[it.n_terms] = <real *>m.class_sums + a * Q, <real *>m.factor_of + a * P
