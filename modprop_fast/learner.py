@@ -486,7 +486,7 @@ class Learner:
     # ------------------------------------------------------------ updates
 
     def _update(self, grads):
-        self.optimizer.update(self.network.weights, grads, self._optimizer_state, self.iteration)
+        self.optimizer.update(dict(self.network.weights), grads, self._optimizer_state, self.iteration)
         self.network.constrain()
         self.iteration += 1
 

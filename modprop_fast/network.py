@@ -114,7 +114,7 @@ class Network:
         if bias:
             shapes["b_rec"] = (self.n_rec,)
         self._stamp = np.zeros(1, np.int64)
-        self._engines = weakref.WeakSet()
+        self._engines = []  # weak references
         self._weights = aligned(shapes, self.dtype)
         if init != "zeros":
             self._draw(init, gain, checks.generator("rng", rng))
@@ -126,12 +126,14 @@ class Network:
 
     def settle(self):
         """Have every engine that learns these weights online write what it has put off; asking for a weight does the same."""
-        for engine in self._engines:
-            engine.settle()
+        for reference in tuple(self._engines):  # not a WeakSet: to go through one takes as long as a step
+            engine = reference()
+            if engine is not None:
+                engine.settle()
 
     def settled_by(self, engine):
         """An engine that may put off its writes, for as long as it lives."""
-        self._engines.add(engine)
+        self._engines.append(weakref.ref(engine, self._engines.remove))
 
     @property
     def n_types(self) -> int:
@@ -181,7 +183,7 @@ class Network:
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._stamp = np.zeros(1, np.int64)
-        self._engines = weakref.WeakSet()
+        self._engines = []  # weak references
         self._weights = aligned({name: w.shape for name, w in state["_weights"].items()}, self.dtype)
         for name, w in state["_weights"].items():
             self._weights[name][...] = w
