@@ -34,8 +34,8 @@ cdef inline Py_ssize_t filled_lines(const Model *m) noexcept nogil:
 
 
 cdef inline Py_ssize_t end_of_part(const Model *m, Py_ssize_t line, Classes *of, Py_ssize_t *type) noexcept nogil:
-    """Past the lines of places, from `line` on, that are of one type, `type`, or past some of which one is of two: as many as are
-    worked on at once, so that all before and behind them are."""
+    """Past the lines of places, from `line` on, that are of one type, `type`; or past four, as are worked on at once, among them one
+    of two types."""
     cdef Py_ssize_t n_lines = filled_lines(m), a = 0, whole
     of[0], type[0] = ONE_TYPE, 0
     if m.type == NULL:
@@ -140,6 +140,7 @@ cdef void go_on(Model *m, bint learn, real *by_source, const real *still) noexce
 # ---------------------------------------------------------------- the product with s_t
 
 cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank, Py_ssize_t first) noexcept nogil:
+    """Sources from `first` on that are not silent, and what they count for, and with `rank` their traces."""
     cdef Py_ssize_t width = m.stride + LANES, group, q = first, end, i, a, n = 0
     cdef real c
     while q + LANES <= m.stride:

@@ -269,7 +269,7 @@ cdef inline Py_ssize_t in_64_bytes(const vec *_) noexcept nogil:
 
 
 cdef inline bint many(const vec *_) noexcept nogil:
-    """Whether there are 32 registers, not 16."""
+    """Whether there are 32 registers, not 16, as there are of this size."""
     return sizeof(vec) == 64
 
 

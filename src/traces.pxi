@@ -397,7 +397,7 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
     cdef vec mod[2]
     cdef vec factor_sum[2]
     cdef vec sum[4 * LANES]
-    cdef vec none[2 * LANES]
+    cdef vec absent[2 * LANES]
     cdef vec x, g, total
     if r <= 2:
         was = &two[0]
@@ -408,7 +408,7 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
     for j in range(4 * of):
         sum[j] = spread(taken, &ZERO, 0)
     for j in range(2 * of):
-        none[j] = spread(taken, &ZERO, 0)
+        absent[j] = spread(taken, &ZERO, 0)
     for line in range(n_lines):
         for j in range(of):
             for c in range(r):
@@ -433,11 +433,11 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
                     for b in range(r):
                         sum[(c * r + b) * of + j] = madd(sum[(c * r + b) * of + j], member[b * n + q], g)
                     if not autapses:  # no synapse is there
-                        none[c * of + j] = madd(madd(none[c * of + j], member[at], learned[q] * x), factor[at], total)
+                        absent[c * of + j] = madd(madd(absent[c * of + j], member[at], learned[q] * x), factor[at], total)
             q += 1
     for c in range(r if follow else 0):
         for j in range(of):
-            sum[c * (r + 1) * of + j] -= none[c * of + j]
+            sum[c * (r + 1) * of + j] -= absent[c * of + j]
     for j in range(r * r * of if follow else 0):
         taken[j] = sum[j]
 
