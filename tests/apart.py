@@ -20,8 +20,8 @@ class Apart:
         free(self.at)
 
 
-def aligned(shapes, dtype):
-    """As `core.aligned`, but no array has a neighbour that hides an overrun from the sanitizer."""
+def aligned(shapes, dtype, page=64):
+    """As `core.aligned`, but no array has a neighbour that hides an overrun from the sanitizer, nor begins with a page."""
     sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, shape in shapes.items()}
     blocks = {name: np.asarray(Apart(size)) if size else np.zeros(0, np.uint8) for name, size in sizes.items()}
     return {name: blocks[name].view(dtype).reshape(shape) for name, shape in shapes.items()}
