@@ -280,7 +280,7 @@ cdef class _Memory:
             ("eps_placed", (S * waits, placed), <size_t>&m.eps_placed), ("front", (placed * waits,), <size_t>&m.front),
             ("heard_count", ((1 + r) * waits, Q + LANES), <size_t>&m.heard_count), ("own", (placed,), <size_t>&m.own),
             ("self_weights", (Q * waits,), <size_t>&m.self_weights),
-            ("counts", (waits * threads, 3 * S * STRETCH_WRITTEN * LANES), <size_t>&m.counts), ("placed", (placed,), <size_t>&m.placed),
+            ("counts", (waits * threads, 3 * S, min(STRETCH_SPARED * LANES, placed)), <size_t>&m.counts), ("placed", (placed,), <size_t>&m.placed),
             ("eps_dots", (2, S + ROWS), <size_t>&m.eps_dots), ("still", (0, placed), <size_t>&m.still),
             # few connections
             ("packed", (connections,), <size_t>&m.packed), ("packed_traces", (r * exact, connections), <size_t>&m.packed_traces),

@@ -25,6 +25,7 @@ cdef enum:
     TOGETHER = 4  # sources that are read, or written, at once: those of a group
     SPARED_FROM = 16  # sources of a group from which on a sum that leaves out silent ones pays
     STRETCH_WRITTEN = 6  # lines of places that are written at once, so that what terms count for stays in the first cache
+    STRETCH_SPARED = 32  # and in the second
     STOCK_EVERY = 1 << 16  # updates after which the sums over types are taken from W anew: rounding adds up
 
 cdef enum Activation:
@@ -179,7 +180,7 @@ ctypedef struct Model:
     int *heard                # (Q + LANES,) scratch: sources that are not silent,
     void *heard_count         # (1 + r, Q + LANES) what they and their traces count for
     Py_ssize_t n_heard, heard_rank
-    void *counts              # (threads, 3 S STRETCH_WRITTEN LANES) scratch of `prepare`
+    void *counts              # (threads, 3 S, STRETCH_SPARED LANES or P) scratch of `prepare`
     int *type_ends            # (r,) places before which those of a type end, where there are types
     double *type_sums         # (r, r) [post, pre] sums of W over types
     double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces of `exact`

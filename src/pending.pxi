@@ -189,14 +189,15 @@ cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, r
 
 cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t last, real *scratch, real *coef) noexcept nogil:
     """Bring the weights and the traces of a group of sources up to date, for some lines of places."""
-    cdef Py_ssize_t P = m.n_places, Q = m.stride, n_steps = m.t - m.since[group], n, a, s, line = first, end
+    cdef Py_ssize_t P = m.n_places, Q = m.stride, n_steps = m.t - m.since[group], n_bytes, n, a, s, line = first, end
     cdef Classes of
     cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0, q = m.bounds[group], q_end = m.bounds[group + 1]
     cdef bint owed = m.since[group] < m.owed_until
     cdef Writing it
     cdef real keep = <real>m.leak
     it.rows, it.coef, it.width, it.n_classes, it.n_traced, it.n_terms = m.by_source, scratch, P, m.n_drive, 0, 0
-    it.far = m.n_sources * between_sources(m) * sizeof(real) > CACHED
+    n_bytes = m.n_sources * between_sources(m) * sizeof(real)
+    it.far, it.remote = n_bytes > CACHED, n_bytes > REMOTE
     it.spared, it.spoke, it.keep = rank and spares(m), m.spoke, &keep
     it.carry, it.K = <real *>m.carried + group * rank, <real *>m.power_K + n_steps * rank * rank
     for n in range(1, n_steps + 1 if rank else 1):
@@ -398,7 +399,7 @@ cdef void take_part(Model *m, bint write, Py_ssize_t group, int place, int n, co
     """One thread's part of a piece of work: the same places every time, which its caches may still hold."""
     cdef Py_ssize_t n_lines = filled_lines(m), first = n_lines * place // n, last = n_lines * (place + 1) // n
     if write:
-        write_lines(m, group, first, last, <real *>m.counts + place * 3 * SLOTS * STRETCH_WRITTEN * LANES, <real *>m.coef)
+        write_lines(m, group, first, last, <real *>m.counts + place * 3 * SLOTS * min(STRETCH_SPARED * LANES, m.n_places), <real *>m.coef)
     else:
         hear(m, first, last, <real *>m.placed)
 

@@ -213,6 +213,24 @@ def test_types_of_neighbouring_units_are_copied_by_runs(name, sizes):
     del held
 
 
+@pytest.mark.parametrize("types", [{"E": 300, "I": 230}, {"E": 530}])
+def test_a_chunk_of_more_than_any_cache_of_one_core_holds(types):
+    """It is written by stretches of places and a few sources at a time, without those that were silent."""
+
+    def learner(update):
+        net = mf.Network(2, 530, 1, types=types, dtype="float64", gain=0.5, rng=np.random.default_rng(0))
+        return mf.Learner(net, RULES["exact"], optimizer=mf.SGD(0.01), update=update)
+
+    waiting, plain = learner("step"), learner("apply")
+    rng = np.random.default_rng(1)
+    xs, targets = rng.normal(size=(70, 2)), rng.normal(size=(70, 1))
+    for first, last in (0, 3), (3, 23), (23, 55), (55, 70):
+        part = slice(first, last)
+        assert np.allclose(waiting.run(xs[part], targets[part], chunk=last - first), plain.run(xs[part], targets[part]), rtol=1e-9)
+        plain.apply()
+    assert_close(waiting.network.weights, plain.network.weights, 1e-10)
+
+
 @pytest.mark.parametrize("name", ["exact", "mean", "e-prop"])
 def test_what_waited_before_a_chunk_is_over_after_it(name):
     """The chunk ends in a place of the rings that a step before it had; and somebody holds the weights for a while."""
