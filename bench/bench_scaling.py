@@ -2,25 +2,28 @@
 
     python bench/bench_scaling.py [--sizes 256 512 1024] [--short]
 
-Time is per step, one thread, medians of rounds in which all sizes take their turn; exponents are slopes in log-log over the
-sizes from 256 on (RTRL: from 64 on; memory: from 512 on). `run` and `chunk 16` are Learner.run; BPTT is fit_trials with one
-trial of 256 steps; RTRL is NumPy, small N. Memory is resident memory, measured in a process of its own: against N all that a
-network and its learner hold after some steps (`matrices`: in units of N x N numbers); against T what one call adds to its peak.
+Time is per step, of one thread unless said, medians of rounds in which all sizes take their turn; exponents are slopes in
+log-log over the sizes from 256 on (RTRL: from 64 on; memory: from 512 on). `run` and `chunk` are Learner.run, which shares out
+large networks among two threads if it may, as by default; BPTT is fit_trials with one trial of 256 steps; RTRL is NumPy, small N.
+Memory is resident memory, measured in a process of its own: against N all that a network and its learner hold after some steps
+(`matrices`: in units of N x N numbers); against T what one call adds to its peak.
 """
 
 import gc
+import itertools
 import json
+import os
 import subprocess
 import sys
 
 import common
 
 STEPS = 256  # of a BPTT trial
-CHUNK = {"chunk": 16}
+WAYS = {"run": ({}, 1), "chunk 16": ({"chunk": 16}, 1), "chunk 32": ({"chunk": 32}, 1), "chunk 32, 2 threads": ({"chunk": 32}, 2)}
 FIT_FROM = 256
 
 
-def make(mf, np, rule, n):
+def make(mf, np, rule, n, threads=1):
     import competitors
 
     rules = {"exact": mf.ModProp(competitors.MU), "mean": mf.ModProp(competitors.MU, factor="mean")}
@@ -28,7 +31,7 @@ def make(mf, np, rule, n):
     types = {"E": n - n // 5, "I": n // 5}
     net = mf.Network(2, n, 2, types=types, gain=0.8, rng=np.random.default_rng(n))
     update = "apply" if rule == "BPTT" else None
-    return mf.Learner(net, rules[rule], optimizer=mf.SGD(competitors.LR / n), update=update, threads=1)
+    return mf.Learner(net, rules[rule], optimizer=mf.SGD(competitors.LR / n), update=update, threads=threads)
 
 
 def worker(what, rule, n, steps):
@@ -73,17 +76,16 @@ def timed(mf, np, arguments):
     xs, targets = (rng.normal(size=(20_000, 2)).astype(np.float32) for _ in range(2))
     blocks, counts = {}, {}
     for n in arguments.sizes:
-        steps = int(min(max(4e6 / n / n, 32), len(xs))) // 16 * 16
-        for rule in ("exact", "mean", "e-prop"):
-            learner = make(mf, np, rule, n)
-            blocks["run", rule, n] = lambda run=learner.run, steps=steps: run(xs[:steps], targets[:steps])
-            learner = make(mf, np, rule, n)
-            blocks["chunk 16", rule, n] = lambda run=learner.run, steps=steps: run(xs[:steps], targets[:steps], **CHUNK)
+        steps = int(min(max(4e6 / n / n, 32), len(xs))) // 32 * 32
+        for (what, (how, threads)), rule in itertools.product(WAYS.items(), ("exact", "mean", "e-prop")):
+            if threads <= os.cpu_count():
+                learner = make(mf, np, rule, n, threads)
+                blocks[what, rule, n] = lambda run=learner.run, steps=steps, how=how: run(xs[:steps], targets[:steps], **how)
+                counts[what, rule, n] = steps
         if n <= 1024:
             fit = make(mf, np, "BPTT", n).fit_trials
             blocks["fit_trials", "BPTT", n] = lambda fit=fit: fit(xs[None, :STEPS], targets[None, :STEPS])
             counts["fit_trials", "BPTT", n] = STEPS
-        counts |= {(what, rule, n): steps for what in ("run", "chunk 16") for rule in ("exact", "mean", "e-prop")}
     for n in arguments.rtrl:
         step = competitors.NumpyRTRL(make(mf, np, "exact", n).network).step
         blocks["NumPy", "RTRL", n] = lambda step=step: [step(x, y) for x, y in zip(xs[:8], targets)]
