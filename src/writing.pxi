@@ -253,7 +253,7 @@ cdef inline void write_spared(const vec *kind, const Writing *it, Py_ssize_t fir
     """The same, by sums over s_t.
 
     What terms count for at a tile of places stays in the first cache while sources are gone through: all of them; or if they are remote a few,
-    and then the next tile of these, so that memory is read in stretches.  (Tile by tile of all sources it takes 1.7 times as long at 2048 units.)
+    and then the next tile of these, so that memory is read in stretches.  (Tile by tile of all sources it takes 1.4 times as long at 2048 units.)
     """
     cdef Py_ssize_t apart = (it.n_traced + 1) * (1 + rank), wide
     cdef Py_ssize_t tile = 2 * in_64_bytes(kind) if it.remote else 4, stretch = STRETCH_SPARED * in_64_bytes(kind) if it.remote else 4
