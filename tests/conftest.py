@@ -1,6 +1,7 @@
 """Settings and fixtures of all tests: no example has a deadline, since machines are shared and a first call imports."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,8 @@ from modprop_fast import core, network
 
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background has it ignored
 
 
 @pytest.fixture(scope="module", params=["by size", "none at once"])
