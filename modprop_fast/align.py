@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .compare import Setting, _write_csv, build, extras
-from .files import write_whole
+from .compare import Setting, build, extras
+from .files import write_csv, write_whole
 from .learner import Learner
 from .rules import BPTT, parse_rule
 
@@ -67,7 +67,7 @@ def align(
         name: Learner(network, parse_rule(name), loss=task.loss, update="apply", threads=1, rng=rng)
         for name, rng in zip(names, own, strict=True)
     }
-    config = {"setting": vars(setting), "active": active, "passive": list(passive), "seed": seed}
+    config = {"setting": vars(setting), "active": active, "passive": list(passive), "seed": seed, "descent": descent}
     text = json.dumps(config, indent=2) + "\n"
     path = out / "config.json"
     if path.exists() and path.read_text() != text:
@@ -86,11 +86,11 @@ def align(
         raise KeyboardInterrupt(f"interrupted at iteration {at}; the same command starts anew") from None
     finally:
         if rows:
-            _write_csv(out / "align.csv", list(rows[0]), rows)
+            write_csv(out / "align.csv", list(rows[0]), rows)
             write_whole(out / "align.png", lambda file: plot.alignment(file, setting, active, rows))
             summary = _summarise(rows, names, descent)
             if descent:
-                _write_csv(out / "descent.csv", list(summary[0]), summary)
+                write_csv(out / "descent.csv", list(summary[0]), summary)
     return summary
 
 
@@ -114,7 +114,8 @@ def _look(
                     row["lowers"] = _lowers(exact, grads, true, trials, loss)
                 found.append(row)
             rows.extend(found)
-        learner.fit_trials(*trials)
+        if iteration < setting.iterations:
+            learner.fit_trials(*trials)
 
 
 def _summarise(rows: list[dict[str, Any]], names: Sequence[str], descent: bool) -> list[dict[str, Any]]:

@@ -256,10 +256,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     rows = compare(
         setting, arguments.rules, arguments.seeds, out, lrs=arguments.lr_grid, jobs=arguments.jobs, progress=not arguments.quiet
     )
-    how = "accuracy >=" if setting.make_task().loss != "mse" else "loss <="
+    how = "loss <=" if setting.by_loss else "accuracy >="
     print(f"{setting.task}: iterations to {how} {setting.criterion:g} in five evaluations in a row; stays: share of the")
     print("evaluations from then on that meet it; score of the validation trials at the end, test once; one thread a run;")
-    print("medians over seeds, of an even number the upper one; memory_mb: by how much a run raised its process's peak")
+    print("medians over seeds, of iterations the upper one; memory_mb: by how much a run raised its process's peak")
     grid = ", ".join(f"{lr:g}" for lr in arguments.lr_grid or [setting.lr])
     one = "the same for all rules, none chosen"
     print(f"learning rates: {grid}{', chosen for each rule on two other seeds' if len(arguments.lr_grid) > 1 else f', {one}'}")
@@ -314,8 +314,8 @@ def _table(rows: list[dict[str, Any]]) -> None:
 def _add_bench(commands: Any) -> None:
     command = commands.add_parser(
         "bench",
-        help="measure this machine, the engine and what others would use, in about two minutes",
-        description="The short form of all benchmarks, in a clone of the repository: tables, their JSON and bench.png. "
+        help="measure this machine, the engine and what others would use, in two to three minutes",
+        description="The short form of four benchmarks, in a clone of the repository: tables, their JSON and bench.png. "
         "Competitors that are not installed (numba, torch, jax; a C compiler) are named and skipped.",
     )
     command.add_argument("--out", type=Path, default=Path("bench-results"), metavar="FOLDER", help="default bench-results")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -26,6 +28,15 @@ def write_whole(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]
         raise
 
 
+def write_csv(path: Path, names: list[str], rows: list[dict[str, Any]]) -> None:
+    """Write rows, dicts by column, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
 def write_npz(file: str | os.PathLike[str] | BinaryIO, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays to a path, whole or not at all, or to a binary file object."""
     if isinstance(file, (str, os.PathLike)):
@@ -42,5 +53,5 @@ def read_npz(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as data:
             return dict(data)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"expected a whole .npz file, got one cut short or damaged ({error})") from None

@@ -13,8 +13,9 @@ from multiprocessing import resource_tracker
 def interrupt_noted() -> Iterator[Callable[[], bool]]:
     """Note the first Ctrl-C instead of raising; yield a function that says whether it came. The second one raises."""
     noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted.is_set  # only the main thread may install a handler
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield noted.is_set  # only the main thread may install a handler; ignored, as in a script's background, it stays
         return
 
     def note(*_: object) -> None:

@@ -9,7 +9,6 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +83,9 @@ class Learner:
         checks.choice("loss", loss, LOSSES)
         plain = optimizer == SGD(optimizer.lr)
         chunks = bool(getattr(rule, "exact_steps", None))
-        update = checks.choice("update", update or ("step" if plain and not chunks else "apply"), ("step", "apply"))
+        if update is None:
+            update = "step" if plain and not chunks else "apply"
+        checks.choice("update", update, ("step", "apply"))
         if update == "step" and chunks:
             raise ValueError(f"update: expected 'apply' with exact_steps, got {update!r}")
         if update == "step" and not plain:
@@ -105,8 +106,7 @@ class Learner:
         self._pool: ThreadPoolExecutor | None = None
         self._pool_of = 0  # the process whose threads these are
         self._warned = self._plan.instant  # its K is that of one step: nothing follows for the next
-        if not self._warned and self.filter_radius >= 1:
-            self._warn()
+        self._check_filter()
 
     @classmethod
     def from_arrays(cls, w_rec, w_in, w_out, b_out=None, b_rec=None, *, rule=ModProp(), loss="mse", optimizer=SGD(),
@@ -136,10 +136,11 @@ class Learner:
         [0.0, 0.0]
         """
         given = {"w_rec": w_rec, "w_in": w_in, "w_out": w_out, "b_out": b_out, "b_rec": b_rec}
-        given = {name: checks.read(name, array) for name, array in given.items() if array is not None}
+        given = {name: checks.read(name, array) for name, array in given.items() if array is not None or name.startswith("w_")}
         for name, array in given.items():
-            if array.ndim != 1 + name.startswith("w_"):
-                raise ValueError(f"{name}: expected {1 + name.startswith('w_')} dimensions, got shape {array.shape}")
+            n = 1 + name.startswith("w_")
+            if array.ndim != n or not array.size:
+                raise ValueError(f"{name}: expected {n} dimension{'s' * (n > 1)} and at least one number, got shape {array.shape}")
         dtype = "float64" if given["w_rec"].dtype == np.float64 else "float32"
         network = {"dtype": dtype, "autapses": bool(np.diag(given["w_rec"]).any())} | network
         n_in, n_rec, n_out = given["w_in"].shape[1], len(given["w_rec"]), len(given["w_out"])
@@ -213,8 +214,8 @@ class Learner:
             As for `step`.
         chunk : int or "auto"
             With ``update="step"``: weights stand still for so many steps, then follow their gradient at once.
-            Weights and traces are then passed over once a chunk, or every 32 steps of a longer one: up to twice as fast,
-            most with 32 and more.  1 updates at every step.  "auto" chooses by the size of the network.  Without
+            Weights and traces are then passed over once a chunk, or every 32 steps of a longer one: with 32 and more
+            `ModProp` with factor="exact" is two to three times as fast.  1 updates at every step.  "auto" chooses by the size of the network.  Without
             updates it changes numbers by rounding alone.
 
         Returns
@@ -285,9 +286,12 @@ class Learner:
 
         With ``exact_steps`` a look is the end of a chunk: what comes is exact from there on.
         """
+        return self._accumulated("accumulated")
+
+    def _accumulated(self, call):
         if self.update == "step":
-            raise RuntimeError("accumulated: expected update='apply', got 'step', where no gradient adds up")
-        self._engine.must_be_idle("accumulated")
+            raise RuntimeError(f"{call}: expected update='apply', got 'step', where no gradient adds up")
+        self._engine.must_be_idle(call)
         self._engine.settle()
         return by_weight(self.network, self._engine.arrays)
 
@@ -300,8 +304,7 @@ class Learner:
             If the norm of the gradient, or a weight after the update, is not finite; the weights have not changed.  A
             gradient that is itself not finite is dropped.
         """
-        self._engine.must_be_idle("apply")
-        grads = self.accumulated
+        grads = self._accumulated("apply")
         try:
             self._update(grads)
         except FloatingPointError:
@@ -426,7 +429,7 @@ class Learner:
                 total = {name: np.zeros_like(engine.arrays[name]) for name in Engine.GRADIENT}
             for name, part in total.items():
                 part += engine.arrays[name]
-            if engine in self._workers:
+            if self._plan.measures_h:
                 seen.append(engine.take_h())
         return loss, by_weight(self.network, total), seen
 
@@ -445,9 +448,10 @@ class Learner:
         """
         self.network.settle()
         n_trials, backwards, n_rec = len(inputs), mode == "offline", self.network.n_rec
-        fit = min(MAX_TOGETHER, _STATE_BYTES // (4 * n_rec**2 * (self._plan.rank + 1)))
+        size = self.network.dtype.itemsize
+        fit = min(MAX_TOGETHER, _STATE_BYTES // (size * n_rec**2 * (self._plan.rank + 1)))
         if backwards:
-            fit = min(fit, MAX_TOGETHER // 2, _RECORD_BYTES // (4 * 5 * n_rec * max(inputs.shape[1], 1)))  # half is quicker
+            fit = min(fit, MAX_TOGETHER // 2, _RECORD_BYTES // (size * 5 * n_rec * max(inputs.shape[1], 1)))  # half is quicker
         alone = min(n_trials, fit) < 4
         together = 1 if alone else min(fit, max(4, -(-n_trials // self.threads)))
         parts = [range(i, min(i + together, n_trials)) for i in range(0, n_trials, together)]
@@ -495,8 +499,7 @@ class Learner:
             self._engine.refresh()
             if self.rule.follows:
                 self._replan()
-            if not self._warned and self.filter_radius >= 1:
-                self._warn()
+            self._check_filter()
 
     def _follow_weights(self):
         """What the user wrote into W counts for its means too, where these follow every update."""
@@ -512,10 +515,16 @@ class Learner:
         else:
             self._replan()
 
+    def _planned(self, h_mean, v):
+        """The rule as it stands for these weights, this mean of h, and modulators that go on from `v`."""
+        plan = self.rule.plan(self.network, h_mean)
+        return plan if plan.v is None else plan.continuing(v)
+
     def _replan(self):
-        """The rule as it stands for these weights and this mean of h."""
-        plan = self.rule.plan(self.network, self._h_mean)
-        self._plan = plan if plan.v is None else plan.continuing(self._plan.v)
+        self._follow_plan(self._planned(self._h_mean, self._plan.v))
+
+    def _follow_plan(self, plan):
+        self._plan = plan
         for engine in (self._engine, *self._workers):
             engine.follow(self._plan)
         self._planned_for = int(self.network._stamp[0])  # since when somebody may have written into the weights
@@ -526,7 +535,7 @@ class Learner:
 
     def _measure(self, seen):
         """Let the mean of h follow what was seen, (sum of h, steps) of each trial: first at once, then a tenth of the way."""
-        totals, counts = zip(*seen) if seen and self._plan.measures_h else ((), ())
+        totals, counts = zip(*seen) if seen else ((), ())
         if sum(counts):
             self._h_batches += 1
             self._h_mean += (sum(totals) / sum(counts) - self._h_mean) * max(0.1, 1 / self._h_batches)
@@ -541,16 +550,20 @@ class Learner:
         With mu="instant": of the last step's K, which may be above 1 now and then.
         """
         plan, network = self._plan, self.network
+        if plan.one_tap or plan.taps is not None:  # the filter ends: what is left is the eligibility trace
+            return network.leak
         if plan.rank:
             arrays = self._engine.arrays
             K, own = arrays["K"], arrays["self_drive"][0] if plan.types is not None else np.zeros(1)
             return max(_radius(K), float(np.abs(own).max()))
-        if plan.one_tap:
-            return 0.0
         if plan.adjoint in ("exact", "mean", "running"):  # the whole of W
             K = network.leak * np.eye(network.n_rec) + (1 - network.leak) * network.w_rec * plan.mu
             return _radius(K)
         return network.leak
+
+    def _check_filter(self):
+        if not self._warned and self.filter_radius >= 1:
+            self._warn()
 
     def _warn(self):
         if not self._warned:
@@ -614,16 +627,20 @@ class Learner:
         given, counts = state, {}
         state = {n: checks.array(f"state: {n}", given[n], own[n].shape, own[n].dtype) for n in own.keys() - {"rng"}}
         for name in {"iteration", "updates", "h_batches"} & own.keys():
-            counts[name] = checks.integer(f"state: {name}", state[name].item(), least=0)
+            counts[name] = checks.integer(f"state: {name}", np.asarray(given[name]).item(), least=0)
+        if self.rule.follows:
+            plan = self._planned(state.get("h_mean", self._h_mean), state.get("modulators", self._plan.v))
         if self._rng is not None:
-            self._rng.bit_generator.state = json.loads(str(given["rng"]))
+            try:
+                self._rng.bit_generator.state = json.loads(str(given["rng"]))
+            except (ValueError, TypeError, KeyError) as error:
+                kind = type(self._rng.bit_generator).__name__
+                raise ValueError(f"state: rng: expected the state of a {kind}, got {given['rng']!s:.40} ({error})") from None
         self.iteration, self._engine.updates = counts["iteration"], counts["updates"]
         if self._plan.measures_h:
             self._h_mean[:], self._h_batches = state["h_mean"], counts["h_batches"]
-        if "modulators" in state:
-            self._plan = replace(self._plan, v=state["modulators"])
         if self.rule.follows:
-            self._replan()
+            self._follow_plan(plan)
         self._engine.means = state.get("means")
         if self._feedback is not None:
             self._feedback[...] = state["feedback"]

@@ -30,6 +30,9 @@ class _Weights(Mapping):
         self._network._stamp[0] += 1
         return self._network._weights[name]
 
+    def __contains__(self, name):  # to ask whether there is one is not to ask for it
+        return name in self._network._weights
+
     def __iter__(self):
         return iter(self._network._weights)
 
@@ -68,8 +71,8 @@ class Network:
     dtype : {"float32", "float64"}
     init : {"gaussian", "signed", "zeros"}
         ``gaussian``: W ~ N(0, gain^2 / n_rec), W_in ~ N(0, 1 / n_in), W_out ~ N(0, 1 / n_rec), given the signs of
-        Dale's law.  ``signed``: the balanced recipe behind the published results, see `signed_weights`;
-        W_in ~ N(0, 2 / n_in).  Biases are zero.
+        Dale's law.  ``signed``: the balanced recipe behind the published results, see `signed_weights`; W_out are
+        rows of another such matrix, W_in ~ N(0, 2 / n_in).  Biases are zero.
     gain : float
     rng : numpy.random.Generator
         Source of the initial weights; not needed for ``init="zeros"``.
@@ -144,8 +147,10 @@ class Network:
         if init == "signed":
             if self.sign is None or not ((self.sign > 0).any() and (self.sign < 0).any() and self.sign.all()):
                 raise ValueError("init: 'signed' expects Dale's law with both signs and no free unit (argument dale)")
+            if n_out > n_rec:
+                raise ValueError(f"init: 'signed' expects at most as many outputs as units, n_rec = {n_rec}, got {n_out}")
             self.w_rec[:] = signed_weights(self.sign, rng)
-            self.w_out[:] = signed_weights(self.sign, rng)[:n_out] if n_out <= n_rec else 0
+            self.w_out[:] = signed_weights(self.sign, rng)[:n_out]
             self.w_in[:] = rng.normal(size=(n_rec, n_in)) * math.sqrt(2 / n_in)
         else:
             self.w_rec[:] = rng.normal(size=(n_rec, n_rec)) * (gain / math.sqrt(n_rec))
@@ -207,7 +212,7 @@ class Network:
         try:
             arrays = read_npz(file)
             settings = json.loads(str(arrays.pop("settings")))
-            version = settings.pop("format")
+            version, names = settings.pop("format"), settings.pop("type_names")
             if missing := {"w_rec", "w_in", "w_out", "b_out", "types"} - arrays.keys():
                 raise KeyError(min(missing))
             shapes = arrays["w_in"].shape[1], len(arrays["w_in"]), len(arrays["b_out"])
@@ -215,7 +220,6 @@ class Network:
             raise ValueError(f"file: expected a network written by Network.save, got {file} ({error})") from None
         if version != _FORMAT:
             raise ValueError(f"file: expected a network of format {_FORMAT}, got format {version} in {file}")
-        names = settings.pop("type_names")
         sign, mask = arrays.pop("sign", None), arrays.pop("mask", None)
         try:
             net = cls(
@@ -320,8 +324,9 @@ def _signs(dale, types, names, dtype):
     if dale is None:
         return None
     if isinstance(dale, Mapping):
+        dale = {str(name): sign for name, sign in dale.items()}
         if set(dale) != set(names):
-            raise ValueError(f"dale: expected a sign for each of {', '.join(names)}, got {', '.join(map(str, dale))}")
+            raise ValueError(f"dale: expected a sign for each of {', '.join(names)}, got {', '.join(dale)}")
         dale = checks.array("dale", [dale[name] for name in names], (len(names),), dtype)[types]
     sign = checks.array("dale", dale, (len(types),), dtype)
     if not np.isin(sign, (-1, 0, 1)).all():

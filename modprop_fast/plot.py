@@ -125,7 +125,7 @@ def comparison(file: BinaryIO, setting: Setting, results: Sequence[dict[str, Any
     baseline : float, optional
         Score of a linear readout of the inputs, a line of its own.
     """
-    task, error = setting.make_task(), setting.make_task().loss == "mse"
+    task, error = setting.make_task(), setting.by_loss
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained")
         axes = figure.subplots()

@@ -212,6 +212,10 @@ class RTRL(Rule):
 
     limit: float = 2e9
 
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "limit", checks.number("limit", self.limit, low=0, above=True))
+
     def plan(self, network, h_mean=None) -> Plan:
         need = 16 * network.n_rec**2 * (network.n_rec + network.n_in + 1)  # of this step and of the next
         if need > self.limit:
@@ -329,19 +333,6 @@ class ModProp(Rule):
         _exact_steps(self)
         object.__setattr__(self, "horizon", checks.number("horizon", self.horizon, low=1, above=True))
         self._check_taps()
-        if isinstance(self.mu, str):
-            checks.choice("mu", self.mu, ("auto", "instant"))
-            if self.modulation != "types":
-                raise ValueError(f"mu: expected numbers without modulation='types', got {self.mu!r}")
-            if self.mu == "instant" and self.factor != "exact":
-                raise ValueError(f"mu: 'instant' is defined for factor='exact', got factor={self.factor!r}")
-        elif np.ndim(self.mu) == 0:
-            object.__setattr__(self, "mu", checks.number("mu", self.mu, low=0, high=1))
-        else:
-            mu = _frozen("mu", self.mu, (None,))
-            if mu.min() < 0 or mu.max() > 1:
-                raise ValueError(f"mu: expected values in [0, 1], got {mu.min():g} to {mu.max():g}")
-            object.__setattr__(self, "mu", mu)
         if isinstance(self.modulation, str):
             checks.choice("modulation", self.modulation, ("types", "cells"))
         elif not isinstance(self.modulation, LowRank):
@@ -354,6 +345,7 @@ class ModProp(Rule):
                 ) from None
             pair = _frozen("modulation U", u, (None, None)), _frozen("modulation V", v, (None, None))
             object.__setattr__(self, "modulation", pair)
+        self._check_mu()
         checks.choice("factor", self.factor, ("exact", "mean", "running"))
         if self.exact_steps and self.factor != "exact":
             raise ValueError(f"exact_steps: defined for factor='exact', got factor={self.factor!r}")
@@ -365,6 +357,22 @@ class ModProp(Rule):
             raise TypeError(f"self_modulation: expected True or False, got {checks.describe(self.self_modulation)}")
         if not self.self_modulation and (self.factor != "mean" or self.modulation != "types"):
             raise ValueError("self_modulation: False is defined for factor='mean' with modulation='types' only")
+
+    def _check_mu(self):
+        if isinstance(self.mu, str):
+            if self.mu not in ("auto", "instant"):
+                raise ValueError(f"mu: expected a number in [0, 1], several, 'auto' or 'instant', got {self.mu!r}")
+            if not _is(self.modulation, "types"):
+                raise ValueError(f"mu: expected numbers without modulation='types', got {self.mu!r}")
+            if self.mu == "instant" and self.factor != "exact":
+                raise ValueError(f"mu: 'instant' is defined for factor='exact', got factor={self.factor!r}")
+        elif np.ndim(self.mu) == 0:
+            object.__setattr__(self, "mu", checks.number("mu", self.mu, low=0, high=1))
+        else:
+            mu = _frozen("mu", self.mu, (None,))
+            if mu.min() < 0 or mu.max() > 1:
+                raise ValueError(f"mu: expected values in [0, 1], got {mu.min():g} to {mu.max():g}")
+            object.__setattr__(self, "mu", mu)
 
     def _check_taps(self):
         if self.taps is None:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks
-from .compare import IN_A_ROW, extras
+from .compare import IN_A_ROW, ei_types, extras
 from .files import read_npz, write_npz, write_whole
 from .interrupts import interrupt_noted
 from .learner import Learner
@@ -73,7 +73,7 @@ class Config:
     modulation: str = _option(
         "types", "modprop: types (means of W over cell types) or cells (W itself, backwards through each trial)"
     )
-    factor: str = _option("exact", "modprop: postsynaptic factor of the nonlocal term, exact or mean")
+    factor: str = _option("exact", "modprop: postsynaptic factor of the nonlocal term, exact, mean or running")
     refresh: str | int = _option(
         "update", "modprop: type means follow the weights at every update, never, or every so many"
     )
@@ -133,7 +133,7 @@ class Row(NamedTuple):
 
     iteration: int  # updates made before it
     loss: float  # mean over the batch, in the unit of the task's loss
-    accuracy: float  # fraction of the batch, nan for a task without classes
+    accuracy: float  # fraction of the batch
     streak: int  # evaluations in a row, this one included, that reached CRITERION
     seconds: float  # wall time spent in training so far
 
@@ -159,12 +159,11 @@ class TrainResult:
 def build(config: Config, init: Generator, feedback: Generator, threads: int | None = None) -> tuple[Network, Learner]:
     """The network and the learner of a configuration; initial weights and random feedback come from the generators."""
     task = config.make_task()
-    inhibitory = max(1, int(0.2 * config.n_rec) - 1)  # as in the released code: 23 of 120
     network = Network(
         task.n_in,
         config.n_rec,
         task.n_out,
-        types={"E": config.n_rec - inhibitory, "I": inhibitory},
+        types=ei_types(config.n_rec),
         activation="relu",
         tau=config.tau,
         dt=config.dt,
@@ -198,9 +197,12 @@ class _Run:
         init, self.training, self.evaluation, feedback = map(np.random.default_rng, streams)
         self.config, self.task = config, config.make_task()
         self.network, self.learner = build(config, init, feedback, threads)
-        self.iteration = 0
         self.rows: list[Row] = []
         self.started = perf_counter()
+
+    @property
+    def iteration(self) -> int:
+        return self.learner.iteration
 
     @property
     def seconds(self) -> float:
@@ -222,7 +224,7 @@ class _Run:
 
     def evaluate(self) -> None:
         result = self.learner.evaluate(*self.task.sample(self.evaluation, self.config.batch))
-        loss, accuracy = float(result.loss), math.nan if result.accuracy is None else result.accuracy
+        loss, accuracy = float(result.loss), result.accuracy
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss: expected a finite number, got {loss}")
         streak = (self.rows[-1].streak if self.rows else 0) + 1 if accuracy >= CRITERION else 0
@@ -231,7 +233,6 @@ class _Run:
 
     def fit(self) -> None:
         self.learner.fit_trials(*self.task.sample(self.training, self.config.batch))
-        self.iteration += 1
 
     def save(self, out: Path) -> None:
         """Write checkpoint.npz, metrics.csv and weights.npz, in this order."""
@@ -239,7 +240,6 @@ class _Run:
         state = {
             "config": np.array(self.config.to_json()),
             "generators": np.array(json.dumps(generators)),
-            "iteration": np.array(self.iteration),
             "seconds": np.array(self.seconds),
             "rows": np.array(self.rows, dtype=np.float64),
         }
@@ -257,16 +257,17 @@ class _Run:
         for name, value in asdict(self.config).items():
             if name != "iterations" and saved[name] != value:
                 raise ValueError(f"{name}: expected {saved[name]!r} as in {path}, got {value!r}")
-        for name, array in self.network.weights.items():
-            array[...] = state[f"weights.{name}"]
-        own = {key: array for key, array in state.items() if key.startswith("learner.")}
-        self.learner.restore({key.removeprefix("learner."): array for key, array in own.items()})
-        generators = json.loads(str(state["generators"]))
-        self.training.bit_generator.state = generators["training"]
-        self.evaluation.bit_generator.state = generators["evaluation"]
-        self.rows = [Row(int(row[0]), row[1], row[2], int(row[3]), row[4]) for row in state["rows"].tolist()]
-        self.iteration = int(state["iteration"])
-        self.started = perf_counter() - float(state["seconds"])
+        try:
+            for name in self.network.weights:
+                setattr(self.network, name, state[f"weights.{name}"])
+            self.learner.restore({key.removeprefix("learner."): state[key] for key in state if key.startswith("learner.")})
+            generators = json.loads(str(state["generators"]))
+            self.training.bit_generator.state = generators["training"]
+            self.evaluation.bit_generator.state = generators["evaluation"]
+            self.rows = [Row(int(row[0]), row[1], row[2], int(row[3]), row[4]) for row in state["rows"].tolist()]
+            self.started = perf_counter() - float(state["seconds"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"resume: expected a whole checkpoint, got {path} damaged ({error})") from error
 
 
 def train(
@@ -366,6 +367,6 @@ def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"resume: expected a checkpoint, got none at {path}") from error
     except ValueError as error:
         raise ValueError(f"resume: expected a whole checkpoint, got {path} cut short or damaged") from error
-    if not state.keys() >= {"config", "generators", "iteration", "seconds", "rows"}:
+    if not state.keys() >= {"config", "generators", "seconds", "rows"}:
         raise ValueError(f"resume: expected a checkpoint, got another kind of file at {path}")
     return state

@@ -67,9 +67,12 @@ cdef inline void derive_by(Model *m, real *K, Py_ssize_t r) noexcept nogil:
                 power += m.leak - own
                 kept[a], kept[r + a] = <real>(m.leak - own), <real>own
             m.power[i], K[i] = power, 0 if m.one_tap else <real>power
-    m.unstable = not m.one_tap and not m.instant and not decays(m.power, m.power + r * r, r)  # one step's K says nothing of the next
+    m.unstable = False
+    if m.one_tap or m.instant or m.trace == TRACE_TAPS:  # the filter ends, or one step's K says nothing of the next
+        return
+    m.unstable = not decays(m.power, m.power + r * r, r)
     for a in range(r):
-        if not m.one_tap and not fabs(<double>kept[a]) < 1:
+        if not fabs(<double>kept[a]) < 1:
             m.unstable = True
 
 

@@ -173,8 +173,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "") and err.count("\n") == 1, err
     with np.load("a run/checkpoint.npz") as file:
-        assert f"interrupted at iteration {file['iteration']}, checkpoint written to a run" in err
-        assert file["iteration"] < 400
+        assert f"interrupted at iteration {file['learner.iteration']}, checkpoint written to a run" in err
+        assert file["learner.iteration"] < 400
 
     command = shlex.split(err.partition("to go on: ")[2])
     assert command[-6:] == ["--resume", "--out", "a run", "--until-learned", "--threads", "1"]

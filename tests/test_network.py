@@ -122,3 +122,9 @@ def test_activations_have_their_digits_however_small_and_the_same_on_every_instr
         last_place = np.spacing(np.maximum(np.abs(right), smallest).astype(dtype)).astype(LONG)
         assert (np.abs(z_or_h - right) <= np.where(np.abs(right) < smallest, smallest, 5 * last_place)).all()
     assert all(np.array_equal(a, b) for other in found.values() for a, b in zip(other, found[isa]))
+
+
+@pytest.mark.parametrize("types", [[0, 1, 1], {0: 1, 1: 2}])
+def test_types_that_are_numbers_have_signs_by_number(types):
+    net = mf.Network(1, 3, 1, types=types, dale={0: 1, 1: -1}, init="zeros")
+    assert net.type_names == ("0", "1") and net.sign.tolist() == [1, -1, -1]

@@ -146,8 +146,44 @@ def test_from_arrays_passes_everything_on():
     assert (learner.loss_name, learner.update, learner.threads, learner.optimizer) == ("cross_entropy", "apply", 3, mf.SGD(0.1))
 
 
-def test_radius_of_eprop_is_the_leak():
-    assert small(mf.EProp()).filter_radius == small().network.leak
+def test_the_radius_of_a_filter_that_ends_is_the_leak():
+    net, strong = small().network, 50 * np.ones((2, 2, 2))
+    net.w_rec[...] = 100
+    for rule in (mf.EProp(), mf.MDGL(), mf.MDGL("cells"), mf.MDGL(mf.LowRank(2)), mf.ModProp(taps=strong), mf.ModProp(taps=2)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it forgets: there is nothing to warn of
+            learner = mf.Learner(net, rule, update="apply")
+            learner.step(*(a[0] for a in draw(1)))
+            learner.reset()
+        assert learner.filter_radius == net.leak
+
+
+def test_weights_that_stand_still_are_not_followed_again(monkeypatch):
+    learner = small(mf.ModProp(0.25, mf.LowRank(2)), update="apply")
+    trials, plans = tuple(a.reshape(4, 10, 2) for a in draw(40)), []
+    plan = mf.ModProp.plan
+    monkeypatch.setattr(mf.ModProp, "plan", lambda *args: plans.append(args) or plan(*args))
+    for _ in range(2):
+        learner.gradient(*trials)  # makes engines, which ask for the weights
+    plans.clear()
+    learner.gradient(*trials)
+    assert not plans
+    learner.network.w_rec[...] *= 2
+    learner.gradient(*trials)
+    assert len(plans) == 1
+
+
+def test_a_state_that_cannot_be_followed_changes_nothing():
+    learner = small(mf.ModProp(0.25, mf.LowRank(2)), update="apply")
+    state = learner.state() | {"iteration": np.array(7)}
+    learner.network.w_rec[0, 1] = np.nan
+    with pytest.raises(FloatingPointError):
+        learner.restore(state)
+    assert learner.iteration == 0
+    learner = small(mf.UORO(), update="apply", rng=np.random.default_rng(0))
+    for state, error in (({"rng": np.array("{")}, "state: rng: expected the state of a PCG64"), ({"iteration": 1.5}, "iteration: expected an integer")):
+        with pytest.raises((TypeError, ValueError), match=error):
+            learner.restore(learner.state() | state)
 
 
 def test_a_chunk_in_numpy_that_diverges_teaches_nothing():
@@ -203,7 +239,7 @@ def test_lookers_follow_the_activity():
     exact = mf.Learner(learner.network, mf.BPTT(), loss=task.loss, update="apply", threads=1)
     auto = mf.Learner(learner.network, mf.ModProp("auto"), loss=task.loss, update="apply", threads=1)
     _look(TINY, task, learner, training, exact, {"auto": auto}, [], False, tqdm, False)
-    assert auto.state()["h_batches"] == 6
+    assert auto.state()["h_batches"] == 6 and learner.iteration == TINY.iterations
 
 
 def test_wilson():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from problems import ALL, assert_close, moves, problems
+from problems import assert_close, moves, problems
 
 import modprop_fast as mf
 from modprop_fast import core

@@ -12,6 +12,7 @@ import pytest
 
 import modprop_fast.train as module
 from modprop_fast import Evaluation, Learner, Network, plot
+from modprop_fast.interrupts import interrupt_noted
 from modprop_fast.train import Config, Row, TrainResult, build, read_config, train
 
 TINY = Config(delay=10, cue=5, n_rec=12, tau=10.0, batch=4, iterations=50)
@@ -218,7 +219,7 @@ def test_interrupted_between_updates(at, tmp_path, monkeypatch):
         patch.setattr(Learner, "fit_trials", interrupted)
         run(TINY, tmp_path / "twice")
     assert signal.getsignal(signal.SIGINT) is handler
-    assert state(tmp_path / "twice")[0]["iteration"] == at
+    assert state(tmp_path / "twice")[0]["learner.iteration"] == at
     run(TINY, tmp_path / "twice", resume=True)
     assert_same_state(tmp_path / "once", tmp_path / "twice")
 
@@ -257,6 +258,25 @@ def test_damaged_checkpoint_is_refused(keep, tmp_path):
     with pytest.raises(ValueError, match=r"whole checkpoint, got .* cut short or damaged$"):
         run(TINY, tmp_path / "run", resume=True)
     assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("entry, value", [
+    ("weights.w_in", None), ("weights.w_in", np.ones((1, 1))), ("weights.w_rec", np.full((12, 12), np.nan)),
+    ("generators", np.array("{}")), ("rows", np.ones(3)), ("learner.iteration", None),
+])  # fmt: skip
+def test_a_checkpoint_with_another_entry_is_refused(entry, value, tmp_path):
+    run(TINY, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.npz"
+    with np.load(path) as file:
+        state = dict(file)
+    state.pop(entry)
+    np.savez(path, **state if value is None else state | {entry: value})
+    with pytest.raises(ValueError, match="resume: expected a whole checkpoint, got .* damaged"):
+        run(TINY, tmp_path / "run", resume=True)
+    with open(path, "wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(ValueError, match="resume: expected a whole checkpoint, got .* cut short or damaged"):
+        run(TINY, tmp_path / "run", resume=True)
 
 
 def test_no_or_another_checkpoint_is_refused(tmp_path):
@@ -298,7 +318,7 @@ def test_disk_full(call, tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.json", "metrics.csv", "weights.npz", "checkpoint.npz"
     }  # fmt: skip
-    assert state(tmp_path / "run")[0]["iteration"] == 0
+    assert state(tmp_path / "run")[0]["learner.iteration"] == 0
     run(TINY, tmp_path / "run", resume=True)
     assert_same_state(tmp_path / "once", tmp_path / "run")
 
@@ -318,7 +338,7 @@ def test_divergence_keeps_the_last_good_checkpoint(where, tmp_path, monkeypatch)
     with pytest.raises(FloatingPointError, match=f"diverged at iteration {iteration}: .* norm, got inf; .* kept in "):
         run(TINY, tmp_path / "run")
     arrays, metrics = state(tmp_path / "run")
-    assert arrays["iteration"] == kept and metrics[-1][0] == str(kept)
+    assert arrays["learner.iteration"] == kept and metrics[-1][0] == str(kept)
 
 
 @pytest.mark.filterwarnings("ignore:rho")
@@ -326,4 +346,15 @@ def test_a_learning_rate_that_diverges(tmp_path):
     with pytest.raises(FloatingPointError, match=r"diverged at iteration .* expected "):
         run(replace(TINY, lr=1e30), tmp_path / "run")
     arrays, _ = state(tmp_path / "run")
-    assert arrays["iteration"] == 0 and all(np.isfinite(array).all() for name, array in arrays.items() if "w_" in name)
+    assert arrays["learner.iteration"] == 0 and all(np.isfinite(array).all() for name, array in arrays.items() if "w_" in name)
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored():
+    """As in the background of a script, whose foreground it is meant for."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupt_noted() as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

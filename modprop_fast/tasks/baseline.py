@@ -42,7 +42,7 @@ def linear_baseline(task: Task, rng: Generator, n: int = 1000) -> float:
     train, held_out = task.sample(rng, task.n_train or checks.integer("n", n, least=1)), task.validation()
     if task.loss == "mse":
         design, targets = _steps(train)
-        readout, *_ = np.linalg.lstsq(design, targets)
+        readout, *_ = np.linalg.lstsq(design, targets, rcond=None)
         design, targets = _steps(held_out)
         return float(np.mean((targets - design @ readout) ** 2) / 2)
 
