@@ -74,6 +74,7 @@ def main():
         steps=(2000, "of each face in each round", (1, 10**6)),
     )  # fmt: skip
     common.start(arguments)
+    import competitors
     import numpy as np
 
     import modprop_fast as mf
@@ -88,8 +89,7 @@ def main():
     printed = common.Table(**{"N": "5d", "face": "<8", "us/step": "9.3f", "/loop": "7.3f", "-loop": "8.3f"})
     rows = []
     for n in arguments.sizes:
-        net = mf.Network(N_IN, n, N_OUT, types={"E": n - n // 5, "I": n // 5}, gain=0.8, rng=np.random.default_rng(n))
-        first = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(1e-3), threads=1)
+        first = mf.Learner(competitors.network(mf, n), mf.ModProp(0.25), optimizer=mf.SGD(1e-3), threads=1)
         learners = {name: copy.deepcopy(first) for name in ("loop", "Python", *faces)}
         entries = {"loop": lambda one=learners["loop"]: one.run(xs, targets)}
         entries["Python"] = lambda step=learners["Python"].step: [step(x, t) for x, t in zip(xs, targets, strict=True)]

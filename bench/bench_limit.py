@@ -175,7 +175,7 @@ def fractions(memory, arguments):
 
     def stream(rule, n):
         steps = int(min(max(4e7 / n / n, 4 * CHUNK), len(xs))) // CHUNK * CHUNK  # the limit's arrays have left the caches cold
-        learner = bench_scaling.make(mf, np, rule, n)
+        learner = bench_scaling.make(mf, rule, n)
         path = reference.forward(learner.network.weights, xs[None, :32], leak=learner.network.leak, activation="relu")
         read, change, held = traffic(rule, n, float((path.h > 0).mean()))
         run = partial(learner.run, xs[:steps], targets[:steps])
@@ -185,7 +185,7 @@ def fractions(memory, arguments):
             report(f"chunk {CHUNK}", rule, n, "memory, sgemm", chunked, steps, lambda: matrix / memory.read(matrix) + blas(shapes))
 
     def batch(rule, n):
-        fit = bench_scaling.make(mf, np, rule, n).fit_trials
+        fit = bench_scaling.make(mf, rule, n).fit_trials
         shapes = products(rule, n, 2, WINDOW, TRIALS)
         report("fit_trials", rule, n, "sgemm", partial(fit, *trials), TRIALS * STEPS, lambda: blas(shapes))
 

@@ -3,8 +3,8 @@
     python bench/bench_scaling.py [--sizes 256 512 1024] [--short]
 
 Time is per step, of one thread unless said, medians of rounds in which all sizes take their turn; exponents are slopes in
-log-log over the sizes from 256 on (RTRL: from 64 on; memory: from 512 on). `run` and `chunk` are Learner.run, which shares out
-large networks among two threads if it may, as by default; BPTT is fit_trials with one trial of 256 steps; RTRL is NumPy, small N.
+log-log over the sizes from 256 on (RTRL: from 64 on; memory: from 512 on). `run` and `chunk` are Learner.run, which by default
+shares out large networks among the threads that there are; BPTT is fit_trials with one trial of 256 steps; RTRL is NumPy, small N.
 Memory is resident memory, measured in a process of its own: against N all that a network and its learner hold after some steps
 (`matrices`: in units of N x N numbers); against T what one call adds to its peak.
 """
@@ -23,15 +23,12 @@ WAYS = {"run": ({}, 1), "chunk 16": ({"chunk": 16}, 1), "chunk 32": ({"chunk": 3
 FIT_FROM = 256
 
 
-def make(mf, np, rule, n, threads=1):
+def make(mf, rule, n, threads=1):
     import competitors
 
-    rules = {"exact": mf.ModProp(competitors.MU), "mean": mf.ModProp(competitors.MU, factor="mean")}
-    rules |= {"e-prop": mf.EProp(), "BPTT": mf.BPTT()}
-    types = {"E": n - n // 5, "I": n // 5}
-    net = mf.Network(2, n, 2, types=types, gain=0.8, rng=np.random.default_rng(n))
-    update = "apply" if rule == "BPTT" else None
-    return mf.Learner(net, rules[rule], optimizer=mf.SGD(competitors.LR / n), update=update, threads=threads)
+    kind = mf.BPTT() if rule == "BPTT" else competitors.rules(mf)[rule]
+    how = {"optimizer": mf.SGD(competitors.LR / n), "update": "apply" if rule == "BPTT" else None, "threads": threads}
+    return mf.Learner(competitors.network(mf, n), kind, **how)
 
 
 def worker(what, rule, n, steps):
@@ -43,10 +40,10 @@ def worker(what, rule, n, steps):
     rng = np.random.default_rng(0)
     xs, targets = (rng.normal(size=(1, steps, 2)).astype(np.float32) for _ in range(2))
     if rule != "BPTT":
-        make(mf, np, rule, 200).run(xs[0, :20], targets[0, :20])  # what is loaded and kept once
+        make(mf, rule, 200).run(xs[0, :20], targets[0, :20])  # what is loaded and kept once
     gc.collect()
     before = common.resident()[0]
-    learner = make(mf, np, rule, n)
+    learner = make(mf, rule, n)
     if what == "state":
         learner.run(xs[0], targets[0])
         gc.collect()
@@ -79,15 +76,15 @@ def timed(mf, np, arguments):
         steps = int(min(max(4e6 / n / n, 32), len(xs))) // 32 * 32
         for (what, (how, threads)), rule in itertools.product(WAYS.items(), ("exact", "mean", "e-prop")):
             if threads <= os.cpu_count():
-                learner = make(mf, np, rule, n, threads)
+                learner = make(mf, rule, n, threads)
                 blocks[what, rule, n] = lambda run=learner.run, steps=steps, how=how: run(xs[:steps], targets[:steps], **how)
                 counts[what, rule, n] = steps
         if n <= 1024:
-            fit = make(mf, np, "BPTT", n).fit_trials
+            fit = make(mf, "BPTT", n).fit_trials
             blocks["fit_trials", "BPTT", n] = lambda fit=fit: fit(xs[None, :STEPS], targets[None, :STEPS])
             counts["fit_trials", "BPTT", n] = STEPS
     for n in arguments.rtrl:
-        step = competitors.NumpyRTRL(make(mf, np, "exact", n).network).step
+        step = competitors.NumpyRTRL(make(mf, "exact", n).network).step
         blocks["NumPy", "RTRL", n] = lambda step=step: [step(x, y) for x, y in zip(xs[:8], targets)]
         counts["NumPy", "RTRL", n] = 8
     for block in blocks.values():

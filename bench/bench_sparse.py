@@ -24,7 +24,7 @@ def main():
     import modprop_fast as mf
     from modprop_fast import core
 
-    rules = {"exact": mf.ModProp(competitors.MU), "mean": mf.ModProp(competitors.MU, factor="mean"), "e-prop": mf.EProp()}
+    rules = competitors.rules(mf)
     rng = np.random.default_rng(0)
     xs, targets = (rng.normal(size=(4000, 2)).astype(np.float32) for _ in range(2))
     limits = core.SPARSE
@@ -34,7 +34,7 @@ def main():
         core.SPARSE = limit
         rng = np.random.default_rng(n)
         mask = rng.random((n, n)) < density
-        net = mf.Network(2, n, 2, types={"E": n - n // 5, "I": n // 5}, gain=0.8, mask=mask, rng=rng)
+        net = competitors.network(mf, n, rng, mask=mask)
         learner = mf.Learner(net, rule, optimizer=mf.SGD(competitors.LR / n), threads=1)
         steps = int(min(max(4e6 / n / n, 16), len(xs)))
         learner.run(xs[:steps], targets[:steps])

@@ -17,14 +17,8 @@ from time import perf_counter_ns
 
 import common
 
-N_IN = N_OUT = 2
 CHECKED = 60  # steps
 OURS = "modprop_fast"
-
-
-def network(mf, np, n, dtype):
-    types = {"E": n - n // 5, "I": n // 5}
-    return mf.Network(N_IN, n, N_OUT, types=types, gain=0.8, dtype=dtype, rng=np.random.default_rng(n))
 
 
 def same_weights(np, who, found, expected, start):
@@ -41,37 +35,39 @@ def entries(mf, np, n, dtype, xs, targets):
     """(rule, who) -> (call of one step, 0) or (call of a stretch, of which so many steps are a whole), all checked."""
     import competitors
 
-    rules = {"exact": mf.ModProp(competitors.MU), "mean": mf.ModProp(competitors.MU, factor="mean"), "e-prop": mf.EProp()}
-    start = network(mf, np, n, dtype).weights
+    def network():
+        return competitors.network(mf, n, dtype=dtype)
+
+    rules, start = competitors.rules(mf), network().weights
     out, expected = {}, {}
     for name, rule in rules.items():
-        learner = mf.Learner(network(mf, np, n, dtype), rule, optimizer=mf.SGD(competitors.LR), threads=1)
+        learner = mf.Learner(network(), rule, optimizer=mf.SGD(competitors.LR), threads=1)
         for x, target in zip(xs[:CHECKED], targets):
             learner.step(x, target)
         expected[name] = {key: w.copy() for key, w in learner.network.weights.items()}
         out[name, OURS] = learner.step, 0
         for who, options in (("run", {}), ("chunk 16", {"chunk": 16}), ("chunk 32", {"chunk": 32})):
-            learner = mf.Learner(network(mf, np, n, dtype), rule, optimizer=mf.SGD(competitors.LR), threads=1)
+            learner = mf.Learner(network(), rule, optimizer=mf.SGD(competitors.LR), threads=1)
             learner.run(xs[:CHECKED], targets[:CHECKED], **options)
             if not options:
                 same_weights(np, f"run {name}", learner.network.weights, expected[name], start)
             out[name, who] = (lambda x, t, run=learner.run, options=options: run(x, t, **options)), options.get("chunk", 1)
     for kind in competitors.STEPS:
-        other = kind(network(mf, np, n, dtype))
+        other = kind(network())
         for x, target in zip(xs[:CHECKED], targets):
             other.step(x, target)
-        want = expected[kind.rule] if kind.rule in rules else kind.expected(network(mf, np, n, dtype), xs[:CHECKED], targets)
+        want = expected[kind.rule] if kind.rule in rules else kind.expected(network(), xs[:CHECKED], targets)
         same_weights(np, f"{kind.name} {kind.rule}", other.weights(), want, start)
         out[kind.rule, kind.name] = other.step, 0
         if hasattr(kind, "run"):
-            other = kind(network(mf, np, n, dtype))
+            other = kind(network())
             other.run(xs[:CHECKED], targets[:CHECKED], CHECKED)
             same_weights(np, f"{kind.name} run {kind.rule}", other.weights(), want, start)
             out[kind.rule, f"{kind.name} run"] = (lambda x, t, run=other.run: run(x, t, len(x))), 1
     return out
 
 
-def blocks(np, table, xs, targets, arguments):
+def blocks(table, xs, targets, arguments):
     """Each entry's block of one round: as many calls as its share of the time allows; two calls warm it."""
     out = {}
     for key, (call, whole) in table.items():
@@ -105,12 +101,12 @@ def blocks(np, table, xs, targets, arguments):
 def measure(mf, np, n, dtype, arguments, printed):
     per_round = max(arguments.calls // arguments.rounds, 10)
     rng = np.random.default_rng(0)
-    xs, targets = (rng.normal(size=(max(per_round, CHECKED), size)).astype(dtype) for size in (N_IN, N_OUT))
+    xs, targets = (rng.normal(size=(max(per_round, CHECKED), size)).astype(dtype) for size in (2, 2))
     times, kept = {}, []  # kept: so that the next launch does not get the same memory again
     for _ in range(arguments.launches):
         table = entries(mf, np, n, dtype, xs, targets)
         kept.append(table if n <= 512 else None)
-        part = common.interleave(blocks(np, table, xs, targets, arguments), max(1, arguments.rounds // arguments.launches))
+        part = common.interleave(blocks(table, xs, targets, arguments), max(1, arguments.rounds // arguments.launches))
         for key, rounds in part.items():
             times.setdefault(key, []).extend(rounds)
     rows = []

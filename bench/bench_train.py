@@ -133,8 +133,9 @@ def measure(steps, arguments, printed, processes):
     for who, rule in names:
         row = {"steps": steps, "who": who, "rule": rule}
         if (who, rule) in times:
-            row |= {"ms": common.summary(times[who, rule])["median_us"] / 1e3, "peak_mb": growth[who, rule]}
-            row["quartiles_ms"] = [q / 1e3 for q in common.summary(times[who, rule])["round_quartiles_us"]]
+            figures = common.summary(times[who, rule])
+            row |= {"ms": figures["median_us"] / 1e3, "peak_mb": growth[who, rule]}
+            row["quartiles_ms"] = [q / 1e3 for q in figures["round_quartiles_us"]]
             row |= {f"over_{name}": common.ratio(times, (who, rule), ("modprop_fast", name)) for name in OURS}
             row["over_jax"] = common.ratio(times, (who, rule), ("JAX", "BPTT"))
         rows.append(row)

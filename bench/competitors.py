@@ -18,6 +18,16 @@ LR = 1e-3
 ADAM = {"lr": 5e-4, "betas": (0.9, 0.999), "eps": 1e-8}
 
 
+def network(mf, n, rng=None, **more):
+    """What every benchmark of steps learns with: two inputs and outputs, relu, two types."""
+    types = {"E": n - n // 5, "I": n // 5}
+    return mf.Network(2, n, 2, types=types, gain=0.8, rng=np.random.default_rng(n) if rng is None else rng, **more)
+
+
+def rules(mf):
+    return {"exact": mf.ModProp(MU), "mean": mf.ModProp(MU, factor="mean"), "e-prop": mf.EProp()}
+
+
 def pieces(net):
     """Weights in the order and the constants that the competitors use: membership U (2, N), type sizes, types."""
     onto = np.stack([net.types == 0, net.types == 1]).astype(net.dtype)
@@ -102,7 +112,7 @@ class NumpyExact:
 
 
 def numba_kernels():
-    """(exact, e-prop) steps, or None.
+    """(carve, exact, e-prop): where the arrays go, and the steps; or None.
 
     What was tried and kept (microseconds here at N = 64 / 256 / 1024 in bench_step's setting):
       - one loop over the rows of R and W instead of one loop each: 2.3 / 17 / 350 for the best of both;
@@ -551,7 +561,7 @@ class Trials:
         self.off_diagonal = ~np.eye(net.n_rec, dtype=bool)
 
     def forward(self, inputs, traces):
-        """v, h, sources z_{t-1} (or eps_t, with traces) at every step, (T, B, .); z at the end; dE/dy of the last step."""
+        """z at the end; `buffers` get h and the sources z_{t-1} (or eps_t, with traces) of every step, (T, B, .)."""
         p, (B, T, _) = self.p, inputs.shape
         if self.buffers is None or self.buffers[0].shape[:2] != (T, B):
             n, m = p.n, p.n + p.n_in

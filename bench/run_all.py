@@ -1,8 +1,8 @@
-"""The short form of all four benchmarks, their figures in one folder, and one picture of them.
+"""The short form of the four benchmarks of speed, their figures in one folder, and one picture of them.
 
     python bench/run_all.py --out FOLDER
 
-Under three minutes on two cores. Leaves bench_step.json, bench_train.json, bench_scaling.json, bench_limit.json, what each
+Two to three minutes on two cores. Leaves bench_step.json, bench_train.json, bench_scaling.json, bench_limit.json, what each
 printed (.txt), and bench.png. Alone on the machine, `python bench/<script>.py` measures more sizes for longer.
 """
 
