@@ -295,6 +295,17 @@ cdef int mpf_object(mpf_learner *handle, void **out) noexcept nogil:
 
 # ---------------------------------------------------------------- steps
 
+cdef int notice(Handle *h, const char *call) noexcept nogil:
+    """What became of the weights since the last step."""
+    cdef int code
+    if (<Engine>h.engine)._notice_writes(True):  # no other learner has them: the header says so
+        return MPF_OK
+    with gil:
+        code = raised(call, (<Engine>h.engine).failed)
+        (<Engine>h.engine).failed = None
+    return code
+
+
 cdef int mpf_reset(mpf_learner *handle) noexcept nogil:
     cdef Handle *h = <Handle *>handle
     cdef int code = enter(h, "reset")
@@ -303,7 +314,9 @@ cdef int mpf_reset(mpf_learner *handle) noexcept nogil:
     if h.plans_anew:
         return leave(h, mpf_fail(MPF_KIND, "reset: this rule is planned anew in Python; call reset of the Learner"))
     if h.refreshes and (<Engine>h.engine).m.type != NULL:
-        (<Engine>h.engine)._notice_writes(True)
+        code = notice(h, "reset")
+        if code != MPF_OK:
+            return leave(h, code)
         (<Engine>h.engine).kernels.refresh(&(<Engine>h.engine).m)
     (<Engine>h.engine).kernels.reset(&(<Engine>h.engine).m)
     return leave(h, MPF_OK)
@@ -330,6 +343,7 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
     cdef const char *of_step
     cdef const char *kind
     cdef ErrorSource due
+    cdef double before
     if code != MPF_OK:
         return code
     m, kernels = &(<Engine>h.engine).m, (<Engine>h.engine).kernels
@@ -353,8 +367,10 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
         code = check(call, "y", y, y_bytes, n_steps, n_out)
     if code != MPF_OK:
         return leave(h, code)
-    m.loss_sum = 0
-    (<Engine>h.engine)._notice_writes(True)  # the header says so
+    code = notice(h, call)
+    if code != MPF_OK:
+        return leave(h, code)
+    before, m.loss_sum = m.loss_sum, 0
     fp = mpf_flush()
     for t in range(n_steps):
         due = FROM_NOTHING if mask != NULL and not mask[t] else source
@@ -370,6 +386,8 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
             memcpy(<char *>y + t * n_out, m.y, n_out)
     mpf_unflush(fp)
     (<Engine>h.engine)._tell_writes()
+    if status != OK and t == 0:
+        m.loss_sum = before
     if status == X_NOT_FINITE:
         code = mpf_fail(MPF_VALUE, "%s: expected finite x, got another number at index %zd of step %zu", call,
                         first_bad(<const char *>x + t * n_in, m.n_in, kernels, h.size), t)

@@ -40,6 +40,9 @@ cdef enum:
     TEAM_STEPS = 8  # fewer are over before the others have come
     BRIEF = 128  # units up to which a step keeps the GIL if nobody wants it: giving it away takes 0.08 us
 
+cdef enum Heed:  # what may have become of the weights since the last step: learned by others, not as the mask says, held or let go
+    THEIRS, UNMASKED, PLACE
+
 MAX_WINDOW = SLOTS - 1
 PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the weights or the activity
 # Where an engine that is online keeps the connections that may exist alone: from so many units on, below that density.  Time of a step by
@@ -125,6 +128,8 @@ cdef class Engine(_Arrangement):
     cdef Py_ssize_t n_weights
     cdef char format
     cdef int type_number
+    cdef int calls  # of a team, so far
+    cdef object failed  # what `_heed` caught
     cdef int busy  # taken and released by `mpf_take` and `mpf_release`: the C face does not hold the GIL
     cdef int brief  # not 0: it is settled or reset by a thread that keeps the GIL meanwhile, and whoever took `busy` waits
     cdef bint streams
@@ -216,36 +221,35 @@ cdef class Engine(_Arrangement):
 
     # ------------------------------------------------------------ steps
 
-    cdef bint _pause(self) noexcept:
-        """Keep other threads from starting, until `brief` is counted down again; False: one runs this engine."""
+    cdef bint _briefly(self, void (*work)(Model *m) noexcept nogil) noexcept:
+        """Do that while no other thread may start; False: one runs this engine."""
+        cdef unsigned long long fp
+        cdef bint idle
         mpf_add(&self.brief, 1)
-        if not mpf_read(&self.busy):
-            return True
+        idle = not mpf_read(&self.busy)
+        if idle:
+            fp = mpf_flush()
+            work(&self.m)
+            mpf_unflush(fp)
         mpf_add(&self.brief, -1)
-        return False
+        return idle
 
     def refresh(self):
         """Let the type means follow W as it stands."""
         self.must_be_idle("refresh")
         if self.m.type != NULL:
-            self._notice_writes()
-            if not self._pause():
+            self._notice()
+            if not self._briefly(self.kernels.refresh):
                 self._refuse("refresh")
-            self.kernels.refresh(&self.m)
-            mpf_add(&self.brief, -1)
 
     def reset(self):
         """State and traces at the start of a trial."""
-        if not self._pause():
+        if not self._briefly(self.kernels.reset):
             self._refuse("reset")
-        self.kernels.reset(&self.m)
-        mpf_add(&self.brief, -1)
 
     def settle(self):
         """Write what lags behind: the accumulated gradient, or updates that have been felt but not written."""
-        if self._pause():  # else it settles when it is done
-            self.kernels.settle(&self.m)
-            mpf_add(&self.brief, -1)
+        self._briefly(self.kernels.settle)  # or it settles when it is done
 
     def clear(self):
         """Accumulated gradient to zero."""
@@ -313,7 +317,7 @@ cdef class Engine(_Arrangement):
                 aim = t_view.buf
             self._enter("step")
             try:
-                self._notice_writes()
+                self._notice()
                 if self.m.n_rec <= BRIEF and mpf_alone():
                     status = self._advance(x_view.buf, aim, label, source, learn)
                 else:
@@ -374,29 +378,45 @@ cdef class Engine(_Arrangement):
             self.since_plan = 0
             self.on_plan()
 
-    cdef inline int _notice_writes(self, bint alone=False) except -1 nogil:
+    cdef inline int _notice(self) except -1:
+        if not self._notice_writes(False):
+            error, self.failed = self.failed, None
+            raise error
+        return 0
+
+    cdef inline bint _notice_writes(self, bint alone) noexcept nogil:
         """Whether others may see or write the weights: then W z of this step is not at hand, nor may updates wait.
 
         Whoever asks the network for its weights, and whoever updates them, changes the stamp; whoever still holds
         an array or a part of one is seen in the reference counts.  `alone`: no other learner has these weights.
+        False: see `failed`.
         """
         cdef Model *m = &self.m
         cdef bint held = self._held()
         if held or m.shared or self.stamp[0] != self.seen:  # now, or until a moment ago
             m.ahead = m.counted = m.turned = False
             if self.stamp[0] != self.seen:
-                if not alone:
-                    with gil:
-                        self.network.settle()
+                if not alone and not self._heed(THEIRS):
+                    return False
                 self.seen = self.stamp[0]
         m.shared = held
-        if m.sparse and not m.counted and not self.kernels.gather(m):
-            with gil:
+        if m.sparse and not m.counted and not self.kernels.gather(m) and not self._heed(UNMASKED):
+            return False
+        return (m.may_defer and m.online and not held) == m.deferred or self._heed(PLACE)
+
+    cdef bint _heed(self, Heed what) noexcept with gil:
+        """What of it takes Python; False: see `failed`."""
+        try:
+            if what == THEIRS:
+                self.network.settle()  # other learners of these weights may have put off to write
+            elif what == UNMASKED:
                 self._unpack()  # there are weights where the mask allows none: they count
-        if (m.may_defer and m.online and not held) != m.deferred:
-            with gil:
-                self._defer(not m.deferred)
-        return 0
+            else:
+                self._defer(not self.m.deferred)
+            return True
+        except BaseException as error:
+            self.failed = error
+            return False
 
     cdef inline bint _held(self) noexcept nogil:
         return (not MPF_COUNTS_TELL or Py_REFCNT(self.w_rec) > 1 or Py_REFCNT(self.w_in) > 1
@@ -449,7 +469,7 @@ cdef class Engine(_Arrangement):
         trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
         try:
-            self._notice_writes()
+            self._notice()
             sparse = self.m.sparse and chunked
             if sparse:
                 self._unpack()
@@ -482,22 +502,28 @@ cdef class Engine(_Arrangement):
 
     cdef _call_team(self, pool, int threads):
         """Threads of the pool that wait for their parts."""
-        self.team.n, self.team.ticket, self.team.go, self.m.team = 1, 0, True, &self.team
+        self.calls += 1
+        self.team.n, self.team.ticket, self.team.inside, self.team.go, self.m.team = 1, 0, 0, True, &self.team
         for place in range(1, min(threads, TEAM)):
-            pool.submit(self.assist, place)
+            pool.submit(self.assist, place, self.calls)
             self.team.n += 1
 
     cdef void _dismiss_team(self) noexcept:
         """Wait until they have left; without Python code, where Ctrl-C may come."""
         if self.m.team != NULL:
-            self.team.go, self.team.arrived, self.m.team = False, 0, NULL
+            self.calls += 1
+            self.team.go, self.team.arrived = False, 0
             mpf_add(&self.team.ticket, 1)
             with nogil:
-                mpf_wait(&self.team.arrived, self.team.n - 1, False)
+                mpf_wait(&self.team.arrived, self.team.inside, False)
+            self.m.team = NULL
 
-    def assist(self, int place):
+    def assist(self, int place, int call):
         """Be a thread of the team; returns when the run is over."""
         cdef unsigned long long fp
+        if call != self.calls:  # that run is over: a pool keeps what it was given, even if it could not start a thread for it
+            return
+        self.team.inside += 1
         with nogil:
             fp = mpf_flush()
             self.kernels.assist(&self.m, place)
@@ -568,7 +594,7 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
     cdef Record recs[TRIALS]
     cdef Backwards how[TRIALS]
     cdef Engine engine, first = engines[0]
-    cdef Py_ssize_t i, n = len(engines)
+    cdef Py_ssize_t i, n = len(engines), n_entered = 0
     cdef int status = OK
     cdef unsigned long long fp
     cdef Py_ssize_t width = first.arrays["current"].size
@@ -585,21 +611,24 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
         streams[i] = engine._trials(xs, target, label, mask)
         streams[i].learn, streams[i].y = learn, address(None if ys is None else ys[i])
         models[i] = &engine.m
-    for engine, (*_, scale) in zip(engines, trials, strict=True):
-        engine._enter("run")
-        engine.m.scale = scale
-    with nogil:
-        fp = mpf_flush()
-        status = first.kernels.run_together(models, streams, recs if backwards else NULL, n, w, width)
-        if backwards and status == OK:
-            first.kernels.adjoint(models, recs, how, n, streams[0].n_steps, w, width)
-        for i in range(n):
-            first.kernels.settle(models[i])
-        mpf_unflush(fp)
-    for i in range(n):
-        engine = engines[i]
-        engine.m.scale = 1.0
-        mpf_release(&engine.busy)
+    try:
+        for engine, (*_, scale) in zip(engines, trials, strict=True):
+            engine._enter("run")
+            engine.m.scale = scale
+            n_entered += 1
+        with nogil:
+            fp = mpf_flush()
+            status = first.kernels.run_together(models, streams, recs if backwards else NULL, n, w, width)
+            if backwards and status == OK:
+                first.kernels.adjoint(models, recs, how, n, streams[0].n_steps, w, width)
+            for i in range(n):
+                first.kernels.settle(models[i])
+            mpf_unflush(fp)
+    finally:
+        for i in range(n_entered):
+            engine = engines[i]
+            engine.m.scale = 1.0
+            mpf_release(&engine.busy)
     if status != OK:
         engine = engines[streams[0].failed]
         engine._check("trials", status, &streams[streams[0].failed])

@@ -260,7 +260,7 @@ cdef class _Memory:
             ("pre", (Q,), <size_t>&m.pre), ("v", (N,), <size_t>&m.v), ("h", (N,), <size_t>&m.h),
             ("h_past", (S, placed), <size_t>&m.h_past), ("eps", (S, Q), <size_t>&m.eps), ("local", (S, placed), <size_t>&m.local),
             ("modulator", (S, r), <size_t>&m.modulator), ("traces", (r, r, Q) if mean else (P * whole, r, Q), <size_t>&m.traces),
-            ("self_traces", (own, Q), <size_t>&m.self_traces), ("class_eps", (S * own, r, Q), <size_t>&m.class_eps),
+            ("self_traces", (own, Q), <size_t>&m.self_traces), ("class_eps", (S * (own > 0), r, Q), <size_t>&m.class_eps),
             ("past_K", (past, r, r), <size_t>&m.past_K), ("past_drive", (past, D, r), <size_t>&m.past_drive),
             ("h_sum", (N * self.plan.measures_h,), <size_t>&m.h_sum), ("sources", (S * (m.exact_steps > 0), Q), <size_t>&m.sources),
             # of a step

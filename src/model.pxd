@@ -50,6 +50,7 @@ cdef enum Status:
 ctypedef struct Team:
     int n                     # threads, the first of them included
     int ticket, arrived       # counters: pieces of work given out, threads that are done with the last
+    int inside                # that have come, of those that were called
     bint go                   # False: there is no more
     bint write                # that piece: write a group, else the products with W and the traces
     Py_ssize_t group

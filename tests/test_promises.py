@@ -481,6 +481,11 @@ def test_a_refused_step_leaves_the_loss():
     with pytest.raises(ValueError, match="x: expected finite"):
         learner.step(np.full(2, np.nan, "float32"), targets[1])
     assert learner.loss == loss > 0
+    handle, x, in_c = adopt(learner), np.full(2, np.nan, "float32"), ctypes.c_double()
+    step = function("mpf_step", AT, AT, SIZE, AT, SIZE, ctypes.c_int, AT, SIZE)
+    assert step(handle, x.ctypes.data, x.nbytes, targets[1].ctypes.data, x.nbytes, 1, None, 0) != 0
+    assert function("mpf_loss", AT, AT)(handle, ctypes.addressof(in_c)) == 0 and in_c.value == loss
+    function("mpf_destroy", AT)(handle)
 
 
 def test_another_thread_is_refused_by_every_call():
@@ -520,7 +525,12 @@ def test_memory_that_runs_out_leaves_a_learner_that_works(monkeypatch):
         patched.setattr(core, "aligned", none)
         with pytest.raises(MemoryError):
             learner.step(xs[20], targets[20])
+        handle, step = adopt(learner), function("mpf_step", AT, AT, SIZE, AT, SIZE, ctypes.c_int, AT, SIZE)
+        in_c = [xs[20].ctypes.data, xs[20].nbytes, targets[20].ctypes.data, targets[20].nbytes, 1, None, 0]
+        assert step(handle, *in_c) != 0 and b"MemoryError" in function("mpf_last_error", returns=ctypes.c_char_p)()
     del held
+    assert step(handle, *in_c) == 0
+    function("mpf_destroy", AT)(handle)
     learner.step(xs[20], targets[20])
     assert all(np.isfinite(w).all() for w in learner.network.weights.values())
 
@@ -541,17 +551,22 @@ def test_ctrl_c_in_a_run_leaves_a_learner_that_has_made_it(masked, chunk):
     assert same_bits(one.network.weights, other.network.weights)
 
 
-def test_threads_that_cannot_start_leave_a_learner_that_works():
-    class Pool:
-        def submit(self, *_):
-            raise RuntimeError("can't start new thread")
+def test_threads_that_cannot_start_leave_a_learner_that_works(monkeypatch):
+    """An executor keeps what it was given, and later has it done: that run is over then."""
 
-    learner, (xs, targets) = learning(800, threads=2), draw(20)
-    learner._pool, learner._pool_of = Pool(), os.getpid()
-    with pytest.raises(RuntimeError, match="can't start"):
-        learner.run(xs, targets)
-    learner._pool = None
-    learner.run(xs, targets)
+    def start(*_):
+        raise RuntimeError("can't start new thread")
+
+    one, other, (xs, targets) = learning(800, threads=3), learning(800, threads=1), draw(40)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start"):
+            one.run(xs[:20], targets[:20])
+    for each in (one, other):
+        for part in (slice(20), slice(20, 40)):
+            each.run(xs[part], targets[part])
+    one._pool.shutdown()
+    assert same_bits(one.network.weights, other.network.weights)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -234,13 +234,13 @@ def test_weights_where_none_may_be_count_in_a_copy_too():
     assert same_bits(other.network.weights, one.network.weights)
 
 
-def function(name, *types):
+def function(name, *types, returns=ctypes.c_int):
     """One of the C face."""
     of, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
     of.restype, of.argtypes = ctypes.c_char_p, [ctypes.py_object]
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     capsule = core.__pyx_capi__[name]
-    return ctypes.CFUNCTYPE(ctypes.c_int, *types)(pointer(capsule, of(capsule)))
+    return ctypes.CFUNCTYPE(returns, *types)(pointer(capsule, of(capsule)))
 
 
 def test_the_c_face_reads_what_was_learned_and_writes_what_counts():
