@@ -35,14 +35,15 @@ extensions = [
     )
 ] + [
     Extension(
-        f"modprop_fast._kernels_{isa}",
-        [f"src/kernels_{isa}.pyx"],
+        f"modprop_fast._kernels_{isa}_f{bits}",
+        [f"src/kernels_{isa}_f{bits}.pyx"],
         depends=SOURCES,
         include_dirs=["src"],
-        define_macros=INLINE,
+        define_macros=[*INLINE, ("MPF_BITS", str(bits))],
         extra_compile_args=FLAGS + flags,
     )
     for isa, flags in ISA_FLAGS.items()
+    for bits in (32, 64)
 ]
 
 DIRECTIVES = {

@@ -17,15 +17,15 @@ cdef enum Classes:  # what counts for a type, or a unit, at some places
 
 # What waits, of each age: rows by place.
 ctypedef struct Waiting:
-    const void *of_type[2]     # (P,) whether a unit is of this type
+    const real *of_type[2]     # (P,) whether a unit is of this type
     Py_ssize_t n_ages
-    const void *local[SLOTS]   # L h
-    const void *h[SLOTS]
-    const void *onto[SLOTS]    # lam d, (D,): what counts for each h
-    const void *eps[SLOTS]
-    const void *dots           # (n_ages,) products of each eps with s_t, over the sources to which it has not been added
-    const void *added          # (n_ages,) and over those of them that have its local part
-    const void *front          # (P,) eps L h of the steps that these come from
+    const real *local[SLOTS]   # L h
+    const real *h[SLOTS]
+    const real *onto[SLOTS]    # lam d, (D,): what counts for each h
+    const real *eps[SLOTS]
+    const real *dots           # (n_ages,) products of each eps with s_t, over the sources to which it has not been added
+    const real *added          # (n_ages,) and over those of them that have its local part
+    const real *front          # (P,) eps L h of the steps that these come from
 
 
 cdef inline Py_ssize_t filled_lines(const Model *m) noexcept nogil:
@@ -58,13 +58,13 @@ cdef inline Py_ssize_t tile_of(Py_ssize_t v, Py_ssize_t stop) noexcept nogil:
     return 4 if v + 4 <= stop else 2 if v + 2 <= stop else 1
 
 
-cdef inline vec counts_for(const vec *kind, const void *d, Py_ssize_t type, Py_ssize_t v, const void **of_type, Classes of) noexcept nogil:
+cdef inline vec counts_for(const real *d, Py_ssize_t type, Py_ssize_t v, const real **of_type, Classes of) noexcept nogil:
     """Of `d`, (types,) or (P,), what counts for vector v of places."""
     if of == BY_PLACE:
         return (<const vec *>d)[v]
     if of == TWO_TYPES:
-        return madd((<const vec *>of_type[0])[v] * spread(kind, d, 0), (<const vec *>of_type[1])[v], spread(kind, d, 1))
-    return spread(kind, d, type)
+        return madd((<const vec *>of_type[0])[v] * spread(d[0]), (<const vec *>of_type[1])[v], spread(d[1]))
+    return spread(d[type])
 
 
 # ---------------------------------------------------------------- between the network's arrays and these
@@ -84,42 +84,45 @@ cdef inline void turn(Model *m, real *w, Py_ssize_t apart, bint placed, bint bac
     while first < n:  # a line's worth at a time
         last = min(first + LANES, n)
         for p in range(n):
-            row, at = <real *>m.w_rec + p * n, m.place[p] if placed else p
+            row, at = m.w_rec + p * n, m.place[p] if placed else p
             for q in range(first, last):
                 move(w + q * apart + at, row + q, back)
         first = last
     for p in range(n):
         at = m.place[p] if placed else p
         for q in range(m.n_in):
-            move(w + (n + q) * apart + at, <real *>m.w_in + p * m.n_in + q, back)
+            move(w + (n + q) * apart + at, m.w_in + p * m.n_in + q, back)
         if m.b_rec != NULL:
-            move(w + (n + m.n_in) * apart + at, <real *>m.b_rec + p, back)
+            move(w + (n + m.n_in) * apart + at, m.b_rec + p, back)
 
 
 cdef inline Py_ssize_t between_sources(const Model *m) noexcept nogil:
     return (1 + (m.rank if m.trace == TRACE_EXACT else 0)) * m.n_places
 
 
-cdef void bring_in(Model *m, real *by_source) noexcept nogil:
+cdef void bring_in(Model *m) noexcept nogil:
     """The weights as the network has them; nothing waits."""
+    cdef real *by_source = m.by_source
     cdef Py_ssize_t q, n = m.n_rec
     for q in range(n):
-        (<real *>m.self_weights)[q] = (<const real *>m.w_rec)[q * n + q]
+        m.self_weights[q] = m.w_rec[q * n + q]
     for q in range(m.n_sources):  # places without a unit: of what has diverged they may have 0 x inf
         memset(by_source + q * between_sources(m) + n, 0, (m.n_places - n) * sizeof(real))
     turn(m, by_source, between_sources(m), True, False)
     m.turned = True
 
 
-cdef void show(Model *m, const real *by_source) noexcept nogil:
+cdef void show(Model *m) noexcept nogil:
     """The network's arrays get what has been written since they were shown last."""
     if m.deferred and m.unwritten:
-        turn(m, <real *>by_source, between_sources(m), True, True)
+        turn(m, m.by_source, between_sources(m), True, True)
         m.unwritten = False
 
 
-cdef void stand_still(Model *m, real *by_source, real *still) noexcept nogil:
+cdef void stand_still(Model *m) noexcept nogil:
     """From here to the end of a chunk, `still` is the weights, and what is learned of them lies in their place."""
+    cdef real *by_source = m.by_source
+    cdef real *still = m.still
     cdef Py_ssize_t q, P = m.n_places, apart = between_sources(m)
     for q in range(m.n_sources):
         memcpy(still + q * P, by_source + q * apart, P * sizeof(real))
@@ -127,8 +130,10 @@ cdef void stand_still(Model *m, real *by_source, real *still) noexcept nogil:
     m.stands = True
 
 
-cdef void go_on(Model *m, bint learn, real *by_source, const real *still) noexcept nogil:
+cdef void go_on(Model *m, bint learn) noexcept nogil:
     """The weights where they belong, with what was learned."""
+    cdef real *by_source = m.by_source
+    cdef const real *still = m.still
     cdef Py_ssize_t q, P = m.n_places, apart = between_sources(m)
     for q in range(m.n_sources if m.stands else 0):
         if not learn:
@@ -139,8 +144,9 @@ cdef void go_on(Model *m, bint learn, real *by_source, const real *still) noexce
 
 # ---------------------------------------------------------------- the product with s_t
 
-cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank, Py_ssize_t first) noexcept nogil:
+cdef inline void list_by(Model *m, const real *s, Py_ssize_t rank, Py_ssize_t first) noexcept nogil:
     """Sources from `first` on that are not silent, and what they count for, and with `rank` their traces."""
+    cdef real *count = m.heard_count
     cdef Py_ssize_t width = m.stride + LANES, group, q = first, end, i, a, n = 0
     cdef real c
     while q + LANES <= m.stride:
@@ -155,7 +161,7 @@ cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank, 
         while end < n and m.heard[end] < m.bounds[group + 1]:
             end += 1
         for a in range(rank):
-            c = -(<const real *>m.carried)[group * rank + a]
+            c = -m.carried[group * rank + a]
             for i in range(q, end):
                 count[(1 + a) * width + i] = count[i] * c
         q = end
@@ -165,18 +171,19 @@ cdef inline void list_by(Model *m, const real *s, real *count, Py_ssize_t rank, 
             count[a * width + q] = 0
 
 
-cdef void list_sources(Model *m, const real *s) noexcept nogil:
+cdef void list_sources(Model *m) noexcept nogil:
     """Which sources are not silent, and what they and their traces count for: s, -s c."""
+    cdef const real *s = m.pre
     if m.trace != TRACE_EXACT or m.t >= m.owed_until:
-        list_by(m, s, <real *>m.heard_count, 0, 0)
+        list_by(m, s, 0, 0)
     elif m.rank == 1:
-        list_by(m, s, <real *>m.heard_count, 1, 0)
+        list_by(m, s, 1, 0)
     else:
-        list_by(m, s, <real *>m.heard_count, 2, 0)
+        list_by(m, s, 2, 0)
 
 
 cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:
-    cdef Py_ssize_t V = m.n_places // (F32_LANES if vec is f32v else F64_LANES), apart = V
+    cdef Py_ssize_t V = m.n_places // VEC_LANES, apart = V
     cdef Py_ssize_t at_once = HEARD if rank == 0 else TOGETHER, n = 0, i, a, v
     cdef const vec *rows = <const vec *>(m.still if m.stands else m.by_source)
     cdef const vec *row[HEARD]
@@ -185,14 +192,14 @@ cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t 
     if m.trace == TRACE_EXACT and not m.stands:
         apart *= 1 + m.rank
     for v in range(first, last):
-        out[v] = spread(out, &ZERO, 0)
+        out[v] = spread(0)
     while n < m.n_heard:
         for i in range(at_once):
             row[i] = rows + m.heard[n + i] * apart
             for a in range(1 + rank):
-                k[i * (1 + rank) + a] = spread(out, m.heard_count, a * (m.stride + LANES) + n + i)
+                k[i * (1 + rank) + a] = spread(m.heard_count[a * (m.stride + LANES) + n + i])
         for v in range(first, last):
-            s, t = out[v], spread(out, &ZERO, 0)
+            s, t = out[v], spread(0)
             for i in range(0, at_once, 2):
                 for a in range(1 + rank):
                     s = madd(s, k[i * (1 + rank) + a], row[i][a * V + v])
@@ -201,22 +208,14 @@ cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t 
         n += at_once
 
 
-cdef void hear_vectors(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    cdef Py_ssize_t of = per_line(out)
-    if m.heard_rank == 0:
-        hear_by(out, m, first * of, last * of, 0)
-    elif m.heard_rank == 1:
-        hear_by(out, m, first * of, last * of, 1)
-    else:
-        hear_by(out, m, first * of, last * of, 2)
-
-
-cdef void hear(Model *m, Py_ssize_t first, Py_ssize_t last, real *placed) noexcept nogil:
+cdef void hear(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """The products of W and the traces with s_t, for some lines of places."""
-    if real is float:
-        hear_vectors(<f32v *>placed, m, first, last)
+    if m.heard_rank == 0:
+        hear_by(out, m, first * PER_LINE, last * PER_LINE, 0)
+    elif m.heard_rank == 1:
+        hear_by(out, m, first * PER_LINE, last * PER_LINE, 1)
     else:
-        hear_vectors(<f64v *>placed, m, first, last)
+        hear_by(out, m, first * PER_LINE, last * PER_LINE, 2)
 
 
 # ---------------------------------------------------------------- what waits
@@ -232,17 +231,17 @@ cdef inline void feel_some(vec *placed, vec *own, const Waiting *it, Py_ssize_t 
         if owned:
             t[k] = -(<const vec *>it.front)[v + k]
     for n in range(it.n_ages):
-        dot = -spread(placed, it.dots, n)
+        dot = -spread(it.dots[n])
         if traced:
-            add = spread(placed, it.added, n)
+            add = spread(it.added[n])
             if of == ONE_TYPE:
-                onto = spread(placed, it.onto[n], type)
+                onto = spread(it.onto[n][type])
         for k in range(wide):
             x = local = (<const vec *>it.local[n])[v + k]
             if traced:
                 s[k] = madd(s[k], add, local)
                 if of != ONE_TYPE:
-                    onto = counts_for(placed, it.onto[n], type, v + k, <const void **>it.of_type, of)
+                    onto = counts_for(it.onto[n], type, v + k, <const real **>it.of_type, of)
                 x = madd(local, onto, (<const vec *>it.h[n])[v + k])
             s[k] = madd(s[k], dot, x)
             if owned:
@@ -261,9 +260,9 @@ cdef inline void feel_by(vec *placed, vec *own, const Waiting *it, Py_ssize_t ty
         wide = tile_of(v, last)
         if wide == 4:
             feel_some(placed, own, it, type, v, 4, traced, of, owned)
-        elif per_line(placed) < 4 and wide == 2:
+        elif PER_LINE < 4 and wide == 2:
             feel_some(placed, own, it, type, v, 2, traced, of, owned)
-        elif per_line(placed) == 1:
+        elif PER_LINE == 1:
             feel_some(placed, own, it, type, v, 1, traced, of, owned)
         v += wide
 
@@ -276,18 +275,18 @@ cdef inline void feel_part(vec *placed, vec *own, const Waiting *it, Py_ssize_t 
         feel_by(placed, own, it, type, first, last, True, of, False)
 
 
-cdef void feel_vectors(vec *placed, vec *own, const Model *m, const Waiting *it, bint owned) noexcept nogil:
-    cdef Py_ssize_t a_line = per_line(placed), line = 0, end, type
+cdef void feel_parts(vec *placed, vec *own, const Model *m, const Waiting *it, bint owned) noexcept nogil:
+    cdef Py_ssize_t line = 0, end, type
     cdef Classes of
     if m.trace != TRACE_EXACT:
-        feel_by(placed, own, it, 0, 0, filled_lines(m) * a_line, False, ONE_TYPE, False)
+        feel_by(placed, own, it, 0, 0, filled_lines(m) * PER_LINE, False, ONE_TYPE, False)
         return
     while line < filled_lines(m):
         end = end_of_part(m, line, &of, &type)
         if of == ONE_TYPE:
-            feel_part(placed, own, it, type, line * a_line, end * a_line, ONE_TYPE, owned)
+            feel_part(placed, own, it, type, line * PER_LINE, end * PER_LINE, ONE_TYPE, owned)
         elif of == TWO_TYPES:
-            feel_part(placed, own, it, type, line * a_line, end * a_line, TWO_TYPES, owned)
+            feel_part(placed, own, it, type, line * PER_LINE, end * PER_LINE, TWO_TYPES, owned)
         else:
-            feel_part(placed, own, it, type, line * a_line, end * a_line, BY_PLACE, owned)
+            feel_part(placed, own, it, type, line * PER_LINE, end * PER_LINE, BY_PLACE, owned)
         line = end

@@ -72,11 +72,12 @@ cdef struct Handle:
     int busy                  # as Engine.busy, but it outlives the engine: held for ever once destroyed
     PyObject *learner
     PyObject *engine
+    Model *m                  # of the engine
+    const Kernels *kernels
     Py_ssize_t size           # bytes of a number
     Py_ssize_t n_named        # arrays
     Py_ssize_t n_lagging      # the first of them may lag behind: weights and gradient
     Py_ssize_t eps            # which one is a ring
-    bint refreshes            # type means follow W at every reset
     bint plans_anew           # the rule follows W or h by a plan that is made in Python
     bint plain                # the optimizer is SGD(lr)
     Named named[14]           # as many as `_handle` can name
@@ -144,13 +145,12 @@ cdef int mpf_defaults(mpf_config *into, size_t n_bytes) noexcept nogil:
 
 cdef int mpf_create(const mpf_config *what, mpf_learner **out) noexcept nogil:
     cdef mpf_config c
-    cdef int code
     if out == NULL or what == NULL:
         return mpf_fail(MPF_NULL, "create: expected a config and where to put the handle, got a null pointer")
     out[0] = NULL
     if what.mpf_version != MPF_VERSION:
         return mpf_fail(MPF_STRUCT, "create: expected a config of version %d, got %ld", <int>MPF_VERSION, what.mpf_version)
-    code = mpf_defaults(&c, sizeof(c))
+    mpf_defaults(&c, sizeof(c))
     if what.mpf_size < MPF_CONFIG_LEAST or what.mpf_size > sizeof(mpf_config):
         return mpf_fail(MPF_STRUCT, "create: expected a config of %zu to %zu bytes, got %zu", MPF_CONFIG_LEAST,
                         sizeof(mpf_config), what.mpf_size)
@@ -230,7 +230,7 @@ cdef Handle *_handle(learner) except NULL:
     if h == NULL:
         raise MemoryError("no memory for a handle")
     h.size = engine.network.dtype.itemsize
-    h.refreshes, h.plans_anew = learner._plan.refresh_every == 1, learner.rule.follows
+    h.m, h.kernels, h.plans_anew = m, engine.kernels, learner.rule.follows
     h.plain = learner.optimizer == SGD(learner.optimizer.lr)
     _name(h, "w_rec", m.w_rec, 1, N * N, 0, True)
     _name(h, "w_in", m.w_in, 1, N * m.n_in, 0, True)
@@ -313,20 +313,20 @@ cdef int mpf_reset(mpf_learner *handle) noexcept nogil:
         return code
     if h.plans_anew:
         return leave(h, mpf_fail(MPF_KIND, "reset: this rule is planned anew in Python; call reset of the Learner"))
-    if h.refreshes and (<Engine>h.engine).m.type != NULL:
+    if h.m.refresh_every == 1 and h.m.type != NULL:
         code = notice(h, "reset")
         if code != MPF_OK:
             return leave(h, code)
-        (<Engine>h.engine).kernels.refresh(&(<Engine>h.engine).m)
-    (<Engine>h.engine).kernels.reset(&(<Engine>h.engine).m)
+        h.kernels.refresh(h.m)
+    h.kernels.reset(h.m)
     return leave(h, MPF_OK)
 
 
-cdef Py_ssize_t first_bad(const void *values, Py_ssize_t n, const Kernels *kernels, Py_ssize_t size) noexcept nogil:
+cdef Py_ssize_t first_bad(Handle *h, const void *values, Py_ssize_t n) noexcept nogil:
     """Index of the first number that is not finite; n if all are."""
     cdef Py_ssize_t i
     for i in range(n):
-        if not kernels.finite(<const char *>values + i * size, 1):
+        if not h.kernels.finite(<const real *>(<const char *>values + i * h.size), 1):
             return i
     return n
 
@@ -339,14 +339,12 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
     cdef long long label = 0
     cdef size_t t, n_in, n_out
     cdef Model *m
-    cdef const Kernels *kernels
-    cdef const char *of_step
-    cdef const char *kind
+    cdef const real *of_step
     cdef ErrorSource due
     cdef double before
     if code != MPF_OK:
         return code
-    m, kernels = &(<Engine>h.engine).m, (<Engine>h.engine).kernels
+    m = h.m
     n_in, n_out = m.n_in * h.size, m.n_out * h.size
     if n_steps == 0:
         return leave(h, mpf_fail(MPF_LENGTH, "%s: expected at least one step, got none", call))
@@ -359,8 +357,8 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
         else:
             code = check(call, "signal" if source == FROM_SIGNAL else "target", aim, aim_bytes, n_steps, n_out)
         if source != FROM_SIGNAL and (source == FROM_LABEL) != (m.loss == CROSS_ENTROPY):
-            kind = "a target" if m.loss == MSE else "a label"
-            code = mpf_fail(MPF_KIND, "%s: expected %s with this learner's loss", call, kind)
+            code = mpf_fail(MPF_KIND, "%s: expected %s with this learner's loss", call,
+                            <const char *>"a target" if m.loss == MSE else <const char *>"a label")
     if code == MPF_OK and mask != NULL:
         code = check(call, "mask", mask, mask_bytes, n_steps, 1)
     if code == MPF_OK and y != NULL:
@@ -378,8 +376,8 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
         if due == FROM_LABEL:
             label = (<const int *>aim)[t]
         elif due != FROM_NOTHING:
-            of_step = <const char *>aim + t * n_out
-        status = kernels.step(m, <const char *>x + t * n_in, of_step, label, due, learn)
+            of_step = <const real *>(<const char *>aim + t * n_out)
+        status = h.kernels.step(m, <const real *>(<const char *>x + t * n_in), of_step, label, due, learn)
         if status != OK:
             break
         if y != NULL:
@@ -390,16 +388,16 @@ cdef int go(Handle *h, const char *call, size_t n_steps, const void *x, size_t x
         m.loss_sum = before
     if status == X_NOT_FINITE:
         code = mpf_fail(MPF_VALUE, "%s: expected finite x, got another number at index %zd of step %zu", call,
-                        first_bad(<const char *>x + t * n_in, m.n_in, kernels, h.size), t)
+                        first_bad(h, <const char *>x + t * n_in, m.n_in), t)
     elif status == TARGET_NOT_FINITE:
         code = mpf_fail(MPF_VALUE, "%s: expected a finite %s, got another number at index %zd of step %zu", call,
                         <const char *>"signal" if source == FROM_SIGNAL else <const char *>"target",
-                        first_bad(<const char *>aim + t * n_out, m.n_out, kernels, h.size), t)
+                        first_bad(h, <const char *>aim + t * n_out, m.n_out), t)
     elif status == LABEL_OUT_OF_RANGE:
         code = mpf_fail(MPF_VALUE, "%s: expected a class in 0..%zd, got %lld at step %zu", call, m.n_out - 1, label, t)
     elif status != OK:
         code = mpf_fail(MPF_DIVERGED, "%s: expected a finite readout, got another number at index %zd of step %zu", call,
-                        first_bad(m.y, m.n_out, kernels, h.size), t)
+                        first_bad(h, m.y, m.n_out), t)
     return leave(h, code)
 
 
@@ -436,20 +434,19 @@ cdef int mpf_apply(mpf_learner *handle) noexcept nogil:
     cdef Handle *h = <Handle *>handle
     cdef int code = enter(h, "apply")
     cdef Model *m
-    cdef const Kernels *kernels
     cdef unsigned long long fp
     if code != MPF_OK:
         return code
-    m, kernels = &(<Engine>h.engine).m, (<Engine>h.engine).kernels
+    m = h.m
     if m.online:
         return leave(h, mpf_fail(MPF_KIND, "apply: expected update 'apply', got 'step', where no gradient adds up"))
     if h.plans_anew or not h.plain:
         return leave(h, mpf_fail(MPF_KIND, "apply: this optimizer or rule needs Python; call apply of the Learner"))
     fp = mpf_flush()
-    kernels.settle(m)
-    if (kernels.finite(m.grad, m.n_rec * m.stride) and kernels.finite(m.grad_w_out, m.n_out * m.n_rec)
-            and kernels.finite(m.grad_b_out, m.n_out)):
-        kernels.descend(m)
+    h.kernels.settle(m)
+    if (h.kernels.finite(m.grad, m.n_rec * m.stride) and h.kernels.finite(m.grad_w_out, m.n_out * m.n_rec)
+            and h.kernels.finite(m.grad_b_out, m.n_out)):
+        h.kernels.descend(m)
         (<Engine>h.engine)._tell_writes()
     else:
         code = mpf_fail(MPF_DIVERGED, "apply: expected a finite gradient, got another number; it was dropped")
@@ -467,7 +464,7 @@ cdef int mpf_loss(mpf_learner *handle, double *out) noexcept nogil:
         return code
     if out == NULL:
         return leave(h, mpf_fail(MPF_NULL, "loss: expected where to put it, got a null pointer"))
-    out[0] = (<Engine>h.engine).m.loss_sum
+    out[0] = h.m.loss_sum
     return leave(h, MPF_OK)
 
 
@@ -499,9 +496,9 @@ cdef int find(Handle *h, const char *call, const char *name, const void *at, siz
         return mpf_fail(MPF_NAME, "%s: expected the name of an array of this learner, got '%.60s'", call, name)
     out[0] = h.named[i]
     if i == h.eps:
-        out.at += (<Engine>h.engine).m.t % SLOTS * (<Engine>h.engine).m.stride * h.size
+        out.at += h.m.t % SLOTS * h.m.stride * h.size
     if i < h.n_lagging:
-        (<Engine>h.engine).kernels.settle(&(<Engine>h.engine).m)
+        h.kernels.settle(h.m)
     return check(call, out.name, at, n_bytes, out.rows, out.width)
 
 
@@ -529,14 +526,14 @@ cdef int mpf_set(mpf_learner *handle, const char *name, const void *values, size
     code = find(h, "set", name, values, n_bytes, &it)
     if code == MPF_OK and not it.writable:
         code = mpf_fail(MPF_NAME, "set: expected the name of an array that can be set, got '%s'", it.name)
-    if code == MPF_OK and not (<Engine>h.engine).kernels.finite(values, n_bytes // h.size):
+    if code == MPF_OK and not h.kernels.finite(<const real *>values, n_bytes // h.size):
         code = mpf_fail(MPF_VALUE, "set: expected finite values for %s, got another number at index %zd", it.name,
-                        first_bad(values, n_bytes // h.size, (<Engine>h.engine).kernels, h.size))
+                        first_bad(h, values, n_bytes // h.size))
     if code == MPF_OK:
-        (<Engine>h.engine).kernels.settle(&(<Engine>h.engine).m)  # the weights are about to be read anew, whatever is set
+        h.kernels.settle(h.m)  # the weights are about to be read anew, whatever is set
         for i in range(it.rows):
             memcpy(it.at + i * it.stride, <const char *>values + i * it.width, it.width)
-        (<Engine>h.engine).m.ahead = (<Engine>h.engine).m.counted = (<Engine>h.engine).m.turned = False
+        h.m.ahead = h.m.counted = h.m.turned = False
         (<Engine>h.engine)._tell_writes()
     return leave(h, code)
 

@@ -97,7 +97,7 @@ include "arrangement.pxi"
 cdef class Engine(_Arrangement):
     """One network bound to one rule: its state, its traces, and the kernels that advance them.
 
-    The public face is `modprop_fast.Learner`; this class checks the two hot calls and trusts the rest.
+    The public face is `modprop_fast.Learner`; this class checks what `step` is given and trusts the rest.
 
     Parameters
     ----------
@@ -147,9 +147,9 @@ cdef class Engine(_Arrangement):
                  on_plan=None):
         cdef Model *m = &self.m
         cdef bint double_precision = network.dtype == np.float64
-        cdef size_t tables = import_module(f"modprop_fast._kernels_{isa()}").table()
+        cdef size_t kernels = import_module(f"modprop_fast._kernels_{isa()}_{'f64' if double_precision else 'f32'}").table()
         super().__init__(network, plan, loss, feedback, online, lr, sparse)
-        self.kernels = <const Kernels *>tables + double_precision
+        self.kernels = <const Kernels *>kernels
         self.format, self.type_number = b"d" if double_precision else b"f", network.dtype.num
         self.on_unstable, self.on_plan = on_unstable, on_plan
         self.streams = not plan.offline_because
@@ -179,22 +179,19 @@ cdef class Engine(_Arrangement):
 
     def snapshot(self) -> dict:
         """All that a step reads or leaves behind, as copies; no addresses."""
+        cdef Model *m = &self.m
         if mpf_take(&self.busy):
             self._refuse("copy")
         try:
-            return self._snapshot()
+            if m.deferred or m.unwritten:
+                self.kernels.settle(m)  # the weights go with the network
+            m.ahead = m.counted = m.turned = False  # nor in the copy: the weights may have been written into since the last step
+            numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
+                       m.deferred, m.owed_until, self.since_plan, m.lazy, m.always_from)
+            arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in ("terms", "w_rows", "keep_rows")}
+            return {"numbers": numbers, "sparse": m.sparse, "arrays": arrays}
         finally:
             mpf_release(&self.busy)
-
-    cdef dict _snapshot(self):
-        cdef Model *m = &self.m
-        if m.deferred or m.unwritten:
-            self.kernels.settle(m)  # the weights go with the network
-        m.ahead = m.counted = m.turned = False  # nor in the copy: the weights may have been written into since the last step
-        numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
-                   m.deferred, m.owed_until, self.since_plan, m.lazy, m.always_from)
-        arrays = {name: a.copy() for name, a in (self.constants | self.arrays).items() if name not in ("terms", "w_rows", "keep_rows")}
-        return {"numbers": numbers, "sparse": m.sparse, "arrays": arrays}
 
     def take_over(self, snapshot):
         """Go on where another engine of the same make was."""
@@ -349,7 +346,7 @@ cdef class Engine(_Arrangement):
 
     cdef inline int _advance(self, const void *x, const void *aim, long long label, ErrorSource source, bint learn) noexcept nogil:
         cdef unsigned long long fp = mpf_flush()
-        cdef int status = self.kernels.step(&self.m, x, aim, label, source, learn)
+        cdef int status = self.kernels.step(&self.m, <const real *>x, <const real *>aim, label, source, learn)
         mpf_unflush(fp)
         return status
 
@@ -462,11 +459,10 @@ cdef class Engine(_Arrangement):
     cdef double _run(self, xs, target, label, mask, bint learn, ys, Py_ssize_t chunk, Py_ssize_t first,
                      pool, int threads) except? -1:
         """`run`, of a stretch that begins at step `first`."""
-        cdef Trials trial = self._trials(xs, target, label, mask)
         cdef bint chunked = chunk > 0 and self.m.online, sparse = False
+        cdef Trials trial = _trials(xs, target, label, mask, learn, ys, chunk if chunked else 0)
         cdef int status = DIVERGED
         cdef unsigned long long fp
-        trial.learn, trial.y, trial.chunk = learn, address(ys), chunk if chunked else 0
         self._enter("run")
         try:
             self._notice()
@@ -542,20 +538,12 @@ cdef class Engine(_Arrangement):
         room = self.recorded
         room["mu"][:] = plan.mu_of_units(N)
         room["hbar"][:] = 0 if plan.hbar is None else plan.hbar
-        rec.pre, rec.eps, rec.h, rec.signal = address(room["pre"]), address(room["eps"]), address(room["h"]), address(room["signal"])
-        rec.rows = address(room["rows"]) if plan.horizon else rec.signal
-        rec.exact_rows, rec.d, how.mu, how.hbar = address(room["exact_rows"]), address(room["d"]), address(room["mu"]), address(room["hbar"])
+        rec.pre, rec.eps, rec.h, rec.signal = _real(room["pre"]), _real(room["eps"]), _real(room["h"]), _real(room["signal"])
+        rec.rows = _real(room["rows"]) if plan.horizon else rec.signal
+        rec.exact_rows, rec.d, how.mu, how.hbar = _real(room["exact_rows"]), _real(room["d"]), _real(room["mu"]), _real(room["hbar"])
         how.kind = {"none": ADJOINT_NONE, "exact": ADJOINT_EXACT, "mean": ADJOINT_MEAN, "running": ADJOINT_RUNNING, "taps": ADJOINT_TAPS,
                     "bptt": ADJOINT_BPTT, "snap1": ADJOINT_SNAP1}[plan.adjoint]
         how.cells, how.exact_steps, how.horizon = plan.cells, plan.exact_steps, plan.horizon
-
-    cdef Trials _trials(self, xs, target, label, mask):
-        cdef Trials trial
-        trial.n_steps, trial.steps_done = len(xs), 0
-        trial.x, trial.target = address(xs), address(target)
-        trial.label, trial.mask = <const long long *>address(label), <const unsigned char *>address(mask)
-        trial.learn, trial.y, trial.chunk = True, NULL, 0
-        return trial
 
     cdef _enter(self, str call):
         if mpf_take(&self.busy):
@@ -569,6 +557,15 @@ cdef class Engine(_Arrangement):
     cdef _check(self, str call, int status, Trials *trial):
         if status != OK:
             raise FloatingPointError(f"{call}: expected a finite readout, got {self.y} at step {trial.steps_done}")
+
+
+cdef Trials _trials(xs, target, label, mask, bint learn, ys, Py_ssize_t chunk):
+    cdef Trials trial
+    trial.n_steps, trial.steps_done = len(xs), 0
+    trial.x, trial.target, trial.y = _real(xs), _real(target), _real(ys)
+    trial.label, trial.mask = <const long long *>address(label), <const unsigned char *>address(mask)
+    trial.learn, trial.chunk = learn, chunk
+    return trial
 
 
 MAX_TOGETHER = TRIALS
@@ -599,7 +596,7 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
     cdef unsigned long long fp
     cdef Py_ssize_t width = first.arrays["current"].size
     turned = aligned({"w": (0 if alone else first.m.stride, width)}, first.network.dtype)["w"]  # as many rows as sources, or more
-    cdef void *w = address(turned)
+    cdef real *w = _real(turned)
     for i in range(n):
         engine = engines[i]
         xs, target, label, mask, scale = trials[i]
@@ -608,8 +605,7 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
             engine.clear()
         if backwards:
             engine._record(len(xs), &recs[i], &how[i])
-        streams[i] = engine._trials(xs, target, label, mask)
-        streams[i].learn, streams[i].y = learn, address(None if ys is None else ys[i])
+        streams[i] = _trials(xs, target, label, mask, learn, None if ys is None else ys[i], 0)
         models[i] = &engine.m
     try:
         for engine, (*_, scale) in zip(engines, trials, strict=True):

@@ -9,12 +9,13 @@ cdef void means_of_types(Model *m) noexcept nogil:
             m.means[a * r + b] = m.type_sums[a * r + b] * (m.type_share[a] * m.type_share[b])
 
 
-cdef void means_from_sums(Model *m, const real *sums) noexcept nogil:
+cdef void means_from_sums(Model *m) noexcept nogil:
     """M from (r, Q) sums over the rows of each type."""
+    cdef const real *sums = m.column_sums
     cdef Py_ssize_t a, b, r = m.rank
-    cdef real *total = <real *>m.old
+    cdef real *total = m.old
     for a in range(r):
-        matvec(total, <const real *>m.membership, sums + a * m.stride, r, m.stride)
+        matvec(total, m.membership, sums + a * m.stride, r, m.stride)
         for b in range(r):
             m.type_sums[a * r + b] = total[b]
     means_of_types(m)
@@ -50,11 +51,12 @@ cdef inline bint decays(double *power, double *scratch, Py_ssize_t r) noexcept n
     return False
 
 
-cdef inline void derive_by(Model *m, real *K, Py_ssize_t r) noexcept nogil:
+cdef inline void derive_by(Model *m, Py_ssize_t r) noexcept nogil:
+    cdef real *K = m.K
     cdef Py_ssize_t a, b, i
-    cdef real *drive = <real *>m.drive
-    cdef real *class_drive = <real *>m.class_drive
-    cdef real *kept = <real *>m.self_drive
+    cdef real *drive = m.drive
+    cdef real *class_drive = m.class_drive
+    cdef real *kept = m.self_drive
     cdef double take = 1 - m.leak, through, own, power
     for a in range(r):
         for b in range(r):
@@ -76,12 +78,12 @@ cdef inline void derive_by(Model *m, real *K, Py_ssize_t r) noexcept nogil:
             m.unstable = True
 
 
-cdef void derive_filter(Model *m, real *K) noexcept nogil:
+cdef void derive_filter(Model *m) noexcept nogil:
     """All that follows from M: K = k I + (1-k) M diag(n mu), the drives, and whether the filter decays."""
     if m.rank == 2:  # a constant to the compiler: in small networks it shows
-        derive_by(m, K, 2)
+        derive_by(m, 2)
     else:
-        derive_by(m, K, m.rank)
+        derive_by(m, m.rank)
 
 
 cdef void instant_mu(Model *m, const real *h) noexcept nogil:
@@ -97,26 +99,29 @@ cdef void instant_mu(Model *m, const real *h) noexcept nogil:
 cdef void follow_activity(Model *m, const real *h) noexcept nogil:
     """The filter of the step to come, by the activity of this one."""
     instant_mu(m, h)
-    derive_filter(m, <real *>m.K)
+    derive_filter(m)
 
 
-cdef void filter_from_means(Model *m, real *coef) noexcept nogil:
+cdef void filter_from_means(Model *m) noexcept nogil:
     """The filter changes between two steps: first complete all that was to go through the old one."""
-    settle(m, coef)
-    bring_lazy(m, <real *>m.always)
+    settle(m)
+    bring_lazy(m)
     if m.type != NULL:
-        derive_filter(m, <real *>m.K)
+        derive_filter(m)
     if (m.trace == TRACE_EXACT or m.trace == TRACE_TAPS) and not m.follows and not m.fixed_taps:
-        filter_powers(m, SLOTS - 1, <real *>m.power_K)
+        filter_powers(m, SLOTS - 1)
 
 
-cdef void refresh_filter(Model *m, const real *w) noexcept nogil:
+cdef void refresh_filter(Model *m) noexcept nogil:
     """M, and all that follows from it, from W as it stands."""
-    settle(m, <real *>m.coef)
+    cdef Py_ssize_t p
+    settle(m)
     if m.deferred and m.turned:
-        sum_weights(m, <real *>m.old)
+        sum_weights(m)
         means_of_types(m)
     else:
-        sum_rows_by_type(m, w)
-        means_from_sums(m, <real *>m.column_sums)
-    filter_from_means(m, <real *>m.coef)
+        memset(m.column_sums, 0, m.rank * m.stride * sizeof(real))
+        for p in range(m.n_rec):
+            axpy(m.column_sums + m.type[p] * m.stride, <real>1, m.w_rec + p * m.n_rec, m.n_rec)
+        means_from_sums(m)
+    filter_from_means(m)

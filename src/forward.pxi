@@ -2,26 +2,8 @@
 
 
 cdef extern from "exponential.h":
-    float exp_f32 "mpf_exp_f32" (float x, float *less_one) noexcept nogil
-    double exp_f64 "mpf_exp_f64" (double x, double *less_one) noexcept nogil
-    float log1p_f32 "mpf_log1p_f32" (float e) noexcept nogil
-    double log1p_f64 "mpf_log1p_f64" (double e) noexcept nogil
-
-
-cdef inline real exp_(real x, real *less_one) noexcept nogil:
-    """exp(x) and exp(x) - 1 of x <= 0."""
-    if real is float:
-        return exp_f32(x, less_one)
-    else:
-        return exp_f64(x, less_one)
-
-
-cdef inline real log1p_(real e) noexcept nogil:
-    """log(1 + e) of 0 <= e <= 1."""
-    if real is float:
-        return log1p_f32(e)
-    else:
-        return log1p_f64(e)
+    real exp_ "mpf_exp" (real x, real *less_one) noexcept nogil  # exp(x) and exp(x) - 1 of x <= 0
+    real log1p_ "mpf_log1p" (real e) noexcept nogil              # log(1 + e) of 0 <= e <= 1
 
 
 cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kind) noexcept nogil:
@@ -61,7 +43,7 @@ cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kin
             h[i] = 1
 
 
-cdef inline Py_ssize_t slot(const Model *m, Py_ssize_t t) noexcept nogil:
+cdef inline Py_ssize_t slot(Py_ssize_t t) noexcept nogil:
     return t % SLOTS
 
 
@@ -81,11 +63,12 @@ cdef void by_place(Model *m, real *to, const real *x, bint back) noexcept nogil:
         run += 3
 
 
-cdef void keep_h(Model *m, real *ring) noexcept nogil:
+cdef void keep_h(Model *m) noexcept nogil:
     """h of now for the steps to come."""
-    cdef real *h = ring + slot(m, m.t) * m.n_places
+    cdef real *ring = m.h_past
+    cdef real *h = ring + slot(m.t) * m.n_places
     cdef Py_ssize_t i
-    by_place(m, h, <const real *>m.h, False)
+    by_place(m, h, m.h, False)
     for i in range(0 if m.deferred else m.n_places):
         m.awake[i] = m.awake[i] << 1 | (h[i] != 0)
 
@@ -105,10 +88,11 @@ cdef inline bint spares(const Model *m) noexcept nogil:
     return m.deferred and m.spoke != NULL and m.n_sources >= SPARED_FROM * m.n_groups and not at_once(m)
 
 
-cdef void keep_sent(Model *m, real *ring, real take) noexcept nogil:
+cdef void keep_sent(Model *m, real take) noexcept nogil:
     """(1-k) s_t for the steps to come."""
-    cdef real *sent = ring + slot(m, m.t) * m.stride
-    cdef const real *s = <const real *>m.pre
+    cdef real *ring = m.sent
+    cdef real *sent = ring + slot(m.t) * m.stride
+    cdef const real *s = m.pre
     cdef Py_ssize_t q
     for q in range(m.stride):
         sent[q] = take * s[q]
@@ -119,21 +103,21 @@ cdef void keep_sent(Model *m, real *ring, real take) noexcept nogil:
 cdef void through_w(Model *m, real *back, const real *lam) noexcept nogil:
     """back = (1-k) W^T lam."""
     cdef Py_ssize_t p, n = m.n_rec
-    matvec_t(back, <const real *>m.w_rec, lam, n, n)
+    matvec_t(back, m.w_rec, lam, n, n)
     for p in range(n):
         back[p] *= <real>(1 - m.leak)
 
 
 cdef bint forward(Model *m, const real *x) noexcept nogil:
     """v, z, h, eps and y of the next step; its slot of the rings is that of m.t from here on.  False: y is not finite."""
-    cdef real *pre = <real *>m.pre
-    cdef real *v = <real *>m.v
-    cdef real *y = <real *>m.y
-    cdef const real *current = <real *>m.current
-    cdef const real *input = <real *>m.input
-    cdef const real *b_rec = <real *>m.b_rec
-    cdef const real *b_out = <real *>m.b_out
-    cdef const real *eps_before = <real *>m.eps + slot(m, m.t) * m.stride
+    cdef real *pre = m.pre
+    cdef real *v = m.v
+    cdef real *y = m.y
+    cdef const real *current = m.current
+    cdef const real *input = m.input
+    cdef const real *b_rec = m.b_rec
+    cdef const real *b_out = m.b_out
+    cdef const real *eps_before = m.eps + slot(m.t) * m.stride
     cdef real *eps
     cdef real keep = <real>m.leak, take = <real>(1 - m.leak)
     cdef Py_ssize_t p, q, o, n = m.n_rec
@@ -141,23 +125,23 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     if m.driven:
         pass
     elif m.deferred and m.ahead:
-        inputs_alone(m, <real *>m.placed)
+        inputs_alone(m)
     elif m.deferred:
-        recurrent_input(m, <real *>m.placed)
+        recurrent_input(m)
     elif m.sparse and not m.ahead:
-        pass_over(m, False, False, <real *>NULL)
+        pass_over(m, False, False, NULL)
     elif not m.ahead:
-        matvec(<real *>m.current, <const real *>m.w_rec, pre, n, n)
+        matvec(m.current, m.w_rec, pre, n, n)
     m.t += 1
-    eps = <real *>m.eps + slot(m, m.t) * m.stride
+    eps = m.eps + slot(m.t) * m.stride
     if m.sources != NULL:
-        memcpy(<real *>m.sources + slot(m, m.t) * m.stride, pre, m.stride * sizeof(real))
+        memcpy(m.sources + slot(m.t) * m.stride, pre, m.stride * sizeof(real))
     if m.sparse:
-        packed_input(m, <real *>m.input, pre + n)
+        packed_input(m, pre + n)
     elif not (m.driven or m.deferred):
-        matvec(<real *>m.input, <const real *>m.w_in, x, n, m.n_in)
+        matvec(m.input, m.w_in, x, n, m.n_in)
         if b_rec != NULL:
-            axpy(<real *>m.input, <real>1, b_rec, n)
+            axpy(m.input, <real>1, b_rec, n)
     if m.driven:
         for p in range(n):
             v[p] = keep * v[p] + take * current[p]
@@ -168,9 +152,9 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     for q in range(m.stride):
         eps[q] = keep * eps_before[q] + take * pre[q]
     if spares(m):
-        keep_sent(m, <real *>m.sent, take)
-    activate(pre, <real *>m.h, v, n, m.activation)
-    matvec(y, <const real *>m.w_out, pre, m.n_out, n)
+        keep_sent(m, take)
+    activate(pre, m.h, v, n, m.activation)
+    matvec(y, m.w_out, pre, m.n_out, n)
     for o in range(m.n_out):
         y[o] += b_out[o]
     return finite(y, m.n_out)
@@ -184,8 +168,8 @@ cdef void output_error(Model *m, const real *target, long long label, ErrorSourc
     mse            E = sum_o (y - y*)^2 / (2 n_out)
     cross entropy  E = log sum_o exp(y) - y[label]
     """
-    cdef const real *y = <real *>m.y
-    cdef real *error = <real *>m.error
+    cdef const real *y = m.y
+    cdef real *error = m.error
     cdef double e, loss = 0, total = 0, top = -INFINITY, scale = m.scale
     cdef Py_ssize_t o, n = m.n_out
     if source == FROM_SIGNAL:
@@ -212,9 +196,9 @@ cdef void output_error(Model *m, const real *target, long long label, ErrorSourc
 cdef void learning_signal(Model *m, real *signal) noexcept nogil:
     """L = W_out^T dE/dy, or B dE/dy."""
     if m.feedback != NULL:
-        matvec(signal, <const real *>m.feedback, <const real *>m.error, m.n_rec, m.n_out)
+        matvec(signal, m.feedback, m.error, m.n_rec, m.n_out)
     else:
-        matvec_t(signal, <const real *>m.w_out, <const real *>m.error, m.n_out, m.n_rec)
+        matvec_t(signal, m.w_out, m.error, m.n_out, m.n_rec)
 
 
 cdef void descend_row(real *w, const real *g, real scale, real lr, const real *sign, Py_ssize_t n) noexcept nogil:
@@ -237,8 +221,8 @@ cdef void learn_readout(Model *m, const real *error, const real *z) noexcept nog
         if error[o] == 0:
             continue
         if m.online:
-            descend_row(<real *>m.w_out + o * n, z, error[o], lr, <const real *>m.sign, n)
-            (<real *>m.b_out)[o] -= lr * error[o]
+            descend_row(m.w_out + o * n, z, error[o], lr, m.sign, n)
+            m.b_out[o] -= lr * error[o]
         else:
-            axpy(<real *>m.grad_w_out + o * n, error[o], z, n)
-            (<real *>m.grad_b_out)[o] += error[o]
+            axpy(m.grad_w_out + o * n, error[o], z, n)
+            m.grad_b_out[o] += error[o]

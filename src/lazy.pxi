@@ -23,7 +23,7 @@ cdef inline void power_by(Model *m, Py_ssize_t n, real *power, Py_ssize_t r) noe
     cdef double *other = product + r * r
     cdef Py_ssize_t i
     for i in range(r * r):
-        factor[i], product[i] = (<real *>m.K)[i], i % (r + 1) == 0
+        factor[i], product[i] = m.K[i], i % (r + 1) == 0
     while n:
         if n & 1:
             multiply(other, product, factor, r)
@@ -35,8 +35,9 @@ cdef inline void power_by(Model *m, Py_ssize_t n, real *power, Py_ssize_t r) noe
         power[i] = <real>product[i]
 
 
-cdef const real *filter_over(Model *m, Py_ssize_t n_steps, real *powers) noexcept nogil:
+cdef const real *filter_over(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """K^n, (r, r): from `powers`, (SLOTS + 1, r, r), or made in its last place, by squares in double."""
+    cdef real *powers = m.power_K
     cdef Py_ssize_t r = m.rank, n = min(n_steps, SLOTS)
     if n == SLOTS and r == 2:
         power_by(m, n_steps, powers + n * r * r, 2)
@@ -45,15 +46,16 @@ cdef const real *filter_over(Model *m, Py_ssize_t n_steps, real *powers) noexcep
     return powers + n * r * r
 
 
-cdef void shift(Model *m, Py_ssize_t place, Py_ssize_t to, Py_ssize_t ago, real by, real *sums) noexcept nogil:
+cdef void shift(Model *m, Py_ssize_t place, Py_ssize_t to, Py_ssize_t ago, real by) noexcept nogil:
     """D of one unit at step `to`, plus `by` times what S of `ago` steps before has become by then."""
+    cdef real *sums = m.always
     cdef Py_ssize_t r = m.rank, Q = m.stride, a = 0, c
-    cdef real *traces = <real *>m.traces + place * r * Q
-    cdef const real *along = <real *>m.power_K + ago * r * r
+    cdef real *traces = m.traces + place * r * Q
+    cdef const real *along = m.power_K + ago * r * r
     cdef const real *K
     cdef Renewal job
     cdef int used[SLOTS]
-    cdef void *rows[SLOTS]
+    cdef real *rows[SLOTS]
     cdef real r0[SLOTS * ROWS]
     cdef real r1[SLOTS * ROWS]
     if m.held_at[place] < 0:
@@ -63,18 +65,18 @@ cdef void shift(Model *m, Py_ssize_t place, Py_ssize_t to, Py_ssize_t ago, real 
         return
     if r > 2:
         memcpy(m.old, traces, r * Q * sizeof(real))
-    K = filter_over(m, to - m.held_at[place], <real *>m.power_K)
+    K = filter_over(m, to - m.held_at[place])
     job.traces, job.old, job.stride, job.rank = traces, traces if r <= 2 else m.old, Q, r
     job.rows, job.used, job.n_terms, job.r0, job.r1, job.whole0 = rows, used, r if by != 0 else 0, r0, r1, NULL
     for c in range(job.n_terms):
         used[c], rows[c] = c, sums + (m.block_type[place // ROWS] * r + c) * Q
     while a < r:
-        job.K = <void *>(K + a * r)
+        job.K = <real *>K + a * r
         for c in range(job.n_terms):
             r0[c * ROWS] = by * along[a * r + c]
             if a + 1 < r:
                 r1[c * ROWS] = by * along[(a + 1) * r + c]
-        renew(&job, 0, Q // LANES, a, sums)
+        renew(&job, 0, Q // LANES, a)
         a += 2
     m.held_at[place] = to
 
@@ -85,12 +87,12 @@ cdef void carry_sums(Model *m, Py_ssize_t n_steps, Py_ssize_t ago, real *sums) n
     cdef const real *drive
     cdef Renewal job
     cdef int used[SLOTS]
-    cdef void *rows[SLOTS]
+    cdef real *rows[SLOTS]
     cdef real r0[SLOTS * ROWS]
     cdef real r1[SLOTS * ROWS]
     job.rank, job.stride, job.n_terms, job.rows, job.used, job.r0, job.r1, job.whole0 = r, Q, n_steps, rows, used, r0, r1, NULL
     for n in range(1, n_steps + 1):
-        used[n - 1], rows[n] = n, <real *>m.eps + slot(m, m.t - ago - n) * Q
+        used[n - 1], rows[n] = n, m.eps + slot(m.t - ago - n) * Q
     for c in range(r):
         job.traces = job.old = sums + c * r * Q
         if r > 2:
@@ -98,28 +100,24 @@ cdef void carry_sums(Model *m, Py_ssize_t n_steps, Py_ssize_t ago, real *sums) n
             job.old = m.old
         a = 0
         while a < r:
-            job.K = <real *>m.power_K + (n_steps * r + a) * r
+            job.K = m.power_K + (n_steps * r + a) * r
             for n in range(1, n_steps + 1):
-                drive = <real *>m.power_drive + (n * r + a) * D + c
+                drive = m.power_drive + (n * r + a) * D + c
                 r0[n * ROWS] = drive[0]
                 if a + 1 < r:
                     r1[n * ROWS] = drive[D]
-            renew(&job, 0, Q // LANES, a, sums)
+            renew(&job, 0, Q // LANES, a)
             a += 2
 
 
-cdef unsigned long long turns_of(Model *m, Py_ssize_t place, Py_ssize_t n_steps) noexcept nogil:
-    """Bit n: whether n steps ago, of the last n_steps, h was other than one step before, or in the first of them than b."""
-    cdef unsigned long long h = m.awake[place], past = (<unsigned long long>2 << n_steps) - 2
-    return (h ^ (h >> 1 & past >> 1 | <unsigned long long>m.based[place] << n_steps)) & past
-
-
 cdef Py_ssize_t find_turning(Model *m, Py_ssize_t n_steps) noexcept nogil:
-    """Their places and `turns`; how many, or -1: too many turns for it to pay."""
+    """Units that turned: their places, and in `turns` bit n: whether n steps ago, of the last n_steps, h was other than one step
+    before, or in the first of them than b.  How many, or -1: too many turns for it to pay."""
     cdef Py_ssize_t place, n_turning = 0, left = m.n_rec // UNITS_A_TURN
-    cdef unsigned long long turns
+    cdef unsigned long long h, turns, past = (<unsigned long long>2 << n_steps) - 2
     for place in range(m.n_places):
-        m.turns[place] = turns = turns_of(m, place, n_steps)
+        h = m.awake[place]
+        m.turns[place] = turns = (h ^ (h >> 1 & past >> 1 | <unsigned long long>m.based[place] << n_steps)) & past
         if turns:
             m.turning[n_turning] = place
             n_turning += 1
@@ -131,22 +129,24 @@ cdef Py_ssize_t find_turning(Model *m, Py_ssize_t n_steps) noexcept nogil:
     return n_turning
 
 
-cdef void renew_all(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
+cdef void renew_all(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """Bring all traces by the terms of the last steps; D = R, and S begins again from nothing."""
+    cdef real *sums = m.always
     cdef Py_ssize_t block, place, begin = m.t - n_steps
     for place in range(m.n_places):
         if m.unit[place] >= 0:
-            shift(m, place, begin, 0, m.based[place] if m.always_from < begin else 0, sums)
+            shift(m, place, begin, 0, m.based[place] if m.always_from < begin else 0)
         m.held_at[place] = m.t
-    sum_awake(m, n_steps, <real *>m.awake_sums)
+    sum_awake(m, n_steps)
     for block in range(m.n_blocks):
-        renew_block(m, block, n_steps, True, sums)
+        renew_block(m, block, n_steps, True)
     memset(sums, 0, m.rank * m.rank * m.stride * sizeof(real))
     m.always_from = m.t
 
 
-cdef void follow_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
+cdef void follow_awake(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """Bring S over the last steps, and D of the units that turned."""
+    cdef real *sums = m.always
     cdef Py_ssize_t place, i, n, ago = n_steps, n_turning
     cdef unsigned long long any = 0
     if m.always_from == m.t - n_steps:  # S is zero: D = R whatever b may be
@@ -154,7 +154,7 @@ cdef void follow_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
             m.based[place] = m.awake[place] >> n_steps & 1
     n_turning = find_turning(m, n_steps)
     if n_turning < 0:
-        renew_all(m, n_steps, sums)
+        renew_all(m, n_steps)
         return
     for i in range(n_turning):
         any |= m.turns[m.turning[i]]
@@ -168,20 +168,21 @@ cdef void follow_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
         for i in range(n_turning):
             place = m.turning[i]
             if m.turns[place] >> n & 1:
-                shift(m, place, m.t, n, <real>(m.based[place] - <int>(m.awake[place] >> n & 1)), sums)
+                shift(m, place, m.t, n, <real>(m.based[place] - <int>(m.awake[place] >> n & 1)))
                 m.based[place] ^= 1
     carry_sums(m, ago, 0, sums)
 
 
-cdef Py_ssize_t lazy_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry, real *coef) noexcept nogil:
+cdef Py_ssize_t lazy_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry) noexcept nogil:
     """Bring D of four units to the step at which the window began, and append S where it counts."""
+    cdef real *coef = m.coef
     cdef Py_ssize_t r = m.rank, place, a, at = m.since[0]
-    cdef real *sums = <real *>m.always
+    cdef real *sums = m.always
     if not m.lazy or at == 0:
         return n_terms  # there are no traces
     for place in range(block * ROWS, block * ROWS + ROWS):
         if m.unit[place] >= 0:
-            shift(m, place, at, 0, 0, sums)
+            shift(m, place, at, 0, 0)
     for a in range(r if m.always_from < at else 0):
         m.terms[n_terms] = sums + (m.block_type[block] * r + a) * m.stride
         for place in range(block * ROWS, block * ROWS + ROWS):
@@ -190,16 +191,17 @@ cdef Py_ssize_t lazy_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const
     return n_terms
 
 
-cdef void bring_lazy(Model *m, real *sums) noexcept nogil:
+cdef void bring_lazy(Model *m) noexcept nogil:
     """D of all units as of now: K is about to change."""
     cdef Py_ssize_t place
     for place in range(m.n_places if m.lazy else 0):
         if m.held_at[place] >= 0:
-            shift(m, place, m.t, 0, 0, sums)
+            shift(m, place, m.t, 0, 0)
 
 
-cdef void rest_lazily(Model *m, real *sums) noexcept nogil:
+cdef void rest_lazily(Model *m) noexcept nogil:
     """Where a trial begins."""
+    cdef real *sums = m.always
     cdef Py_ssize_t place
     m.lazy = m.always != NULL and not m.unstable
     m.always_from = 0

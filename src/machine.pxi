@@ -14,7 +14,7 @@ cdef extern from *:
     #else
     #define MPF_COMPILER "unknown compiler"
     #endif
-    /* Subnormal numbers are flushed to zero while a kernel runs, and only then: a unit long at rest has traces that
+    /* Subnormal numbers are flushed to zero while steps run, and only then: a unit long at rest has traces that
        small, and processors take them slowly. The thread's own setting is put back afterwards. */
     #if defined(__x86_64__) || defined(_M_X64)
     #include <xmmintrin.h>
@@ -51,13 +51,6 @@ cdef extern from *:
     unsigned long long mpf_flush() noexcept nogil
     void mpf_unflush(unsigned long long state) noexcept nogil
 
-cdef extern from "threads.h":
-    int mpf_take(int *flag) noexcept nogil
-    void mpf_release(int *flag) noexcept nogil
-    int mpf_read(int *flag) noexcept nogil
-    void mpf_add(int *count, int n) noexcept nogil
-    void mpf_wait(int *count, int value, bint other) noexcept nogil
-
 
 # ---------------------------------------------------------------- instruction sets
 
@@ -71,7 +64,7 @@ def available_isas() -> tuple[str, ...]:
     found = ["baseline"]
     for level in range(3, mpf_cpu_level() + 1):
         try:
-            import_module(f"modprop_fast._kernels_v{level}")
+            import_module(f"modprop_fast._kernels_v{level}_f32")
             found.append(f"v{level}")
         except ImportError:
             pass  # not built for this platform

@@ -1,12 +1,16 @@
 # What an engine owns, and where it lies.  Included by core.pyx.
 #
 # `_Memory` has every array that the kernels touch and the Model that points at them.  `_Arrangement` moves weights and
-# traces between two steps: by unit, by source (pending.pxi), connections alone (sparse.pxi); and copies them all.
+# traces between two steps: by unit, by source (pending.pxi), connections alone (sparse.pxi).
 
 
 cdef void *address(array) except? NULL:
     """Where an array that the engine allocated, or has checked, begins."""
     return NULL if array is None or array.size == 0 else cnp.PyArray_DATA(array)  # not array.ctypes: Python code, where Ctrl-C may come
+
+
+cdef real *_real(array) except? NULL:
+    return <real *>address(array)
 
 
 def aligned(shapes, dtype, page=64):
@@ -287,7 +291,7 @@ cdef class _Memory:
             ("table", (Q + 1, 4), <size_t>&m.table), ("gathered", (4 * m.packed_width + LANES + r,), <size_t>&m.gathered),
             ("type_lanes", (r, r, LANES * (connections > 0 and types)), <size_t>&m.type_lanes),
             # modulation
-            ("factor", (P,), <size_t>&m.factor), ("u", (r, P), 0), ("u_by_source", (r, self._n_places_by_source()), 0),
+            ("u", (r, P), 0), ("u_by_source", (r, self._n_places_by_source()), 0),
             ("factor_of", (r, self._n_places_by_source()), <size_t>&m.factor_of), ("factor_by_unit", (r, Q), <size_t>&m.factor_by_unit),
             ("factor_sums", (r,), <size_t>&m.factor_sums), ("column_sums", (r, Q), <size_t>&m.column_sums),
             ("membership", (r, Q), <size_t>&m.membership), ("K", (r, r), <size_t>&m.K), ("drive", (D, r), <size_t>&m.drive),
@@ -316,10 +320,10 @@ cdef class _Memory:
             at = array.ctypes.data + unit.astype(np.intp) * array.strides[0]
             return np.where(unit >= 0, at, self.arrays["dummy"].ctypes.data).astype(np.uintp)
 
-        m.w_rec, m.w_in, m.b_rec = address(weights["w_rec"]), address(weights["w_in"]), address(weights.get("b_rec"))
-        m.w_out, m.b_out = address(weights["w_out"]), address(weights["b_out"])
+        m.w_rec, m.w_in, m.b_rec = _real(weights["w_rec"]), _real(weights["w_in"]), _real(weights.get("b_rec"))
+        m.w_out, m.b_out = _real(weights["w_out"]), _real(weights["b_out"])
         self.sign = self.network.sign
-        m.sign, m.feedback = address(self.sign), address(self.feedback)
+        m.sign, m.feedback = _real(self.sign), _real(self.feedback)
         keep = self.constants["keep"]
         bind(self.constants, [
             ("w_rows", rows(weights["w_rec"]), <size_t>&m.w_rows),
@@ -332,14 +336,14 @@ cdef class _Memory:
         c, a, by = self.constants, self.arrays, "_by_source" if m.deferred else ""
         m.n_places = self._n_places_by_source() if m.deferred else c["unit"].size
         m.place, m.runs, m.n_runs = <int *>address(c["place" + by]), <int *>address(c["runs" + by]), len(c["runs" + by])
-        m.type_ends, m.u = <int *>address(c["type_ends" + by]), address(a["u" + by])
+        m.type_ends, m.u = <int *>address(c["type_ends" + by]), _real(a["u" + by])
 
     # ------------------------------------------------------------ modulation
 
     cdef _set_factor(self, factor):
         c, a = self.constants, self.arrays
-        a["factor"][c["place"]] = factor
         if self.plan.types is not None:
+            a["readout"][:, c["place"]] = factor
             a["factor_of"][self.plan.types, c["place_by_source"]] = factor
             a["factor_by_unit"][self.plan.types, np.arange(self.m.n_rec)] = factor
             a["factor_sums"][:] = a["factor_of"].sum(axis=1)

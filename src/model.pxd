@@ -1,7 +1,7 @@
 """The one struct that the engine and its kernels share.
 
-``memory.pxi`` allocates every array once, in one block, and writes its address here; the kernels read
-sizes and addresses from here and own nothing.  Arrays are of the network's dtype (`real`), C-contiguous.
+``memory.pxi`` allocates every array once, most of them in one block, and writes its address here; the kernels read
+sizes and addresses from here and own nothing.  Arrays are of the network's dtype, `real`, C-contiguous.
 
     N = n_rec          units
     Q = stride         presynaptic sources of one unit, [z_{t-1} (N) | x_t (n_in) | 1], padded with zeros
@@ -15,6 +15,26 @@ sizes and addresses from here and own nothing.  Arrays are of the network's dtyp
 Units are worked on in blocks of four of one cell type, so that what a block reads of the presynaptic
 side is read once for four; a block that is not full is filled up with a dummy row.
 """
+
+cdef extern from *:
+    """
+    /* What the kernels compute with, by how they are built; core.pyx, which serves both, sees but addresses. */
+    #if !defined(MPF_BITS)
+    typedef void mpf_real;
+    #elif MPF_BITS == 32
+    typedef float mpf_real;
+    #else
+    typedef double mpf_real;
+    #endif
+    """
+    ctypedef float real "mpf_real"
+
+cdef extern from "threads.h":
+    int mpf_take(int *flag) noexcept nogil
+    void mpf_release(int *flag) noexcept nogil
+    int mpf_read(int *flag) noexcept nogil
+    void mpf_add(int *count, int n) noexcept nogil
+    void mpf_wait(int *count, int value, bint other) noexcept nogil
 
 cdef enum:
     LANES = 16  # rows are padded to this many: 64 bytes of float32, 128 of float64
@@ -94,15 +114,15 @@ ctypedef struct Model:
     double loss_sum           # scaled losses added since the caller last cleared it
 
     # the network's own arrays
-    void *w_rec               # (N, N) [post, pre]
-    void *w_in                # (N, n_in)
-    void *b_rec               # (N,) or NULL
-    void *w_out               # (n_out, N)
-    void *b_out               # (n_out,)
-    void *feedback            # (N, n_out) or NULL: symmetric
-    void *sign                # (N,) +1, -1 or 0 (free): Dale's law of each presynaptic unit
+    real *w_rec               # (N, N) [post, pre]
+    real *w_in                # (N, n_in)
+    real *b_rec               # (N,) or NULL
+    real *w_out               # (n_out, N)
+    real *b_out               # (n_out,)
+    real *feedback            # (N, n_out) or NULL: symmetric
+    real *sign                # (N,) +1, -1 or 0 (free): Dale's law of each presynaptic unit
     signed char *keep         # (N, N) -1 where a synapse may exist, else 0; or NULL
-    void *keep_by_source      # (sources, P) 1 where a weight may change, as it lies there, else 0; or NULL
+    real *keep_by_source      # (sources, P) 1 where a weight may change, as it lies there, else 0; or NULL
 
     # blocks of units
     int *unit                 # (n_blocks, ROWS) units of each block, -1 where there is none
@@ -111,9 +131,9 @@ ctypedef struct Model:
     Py_ssize_t n_runs
     int *block_type           # (n_blocks,) cell type, 0 where there are none
     Py_ssize_t *since         # (n_groups,) step up to which the blocks i mod n_groups have their traces (and gradient), or sources their weights
-    void *dummy               # (Q,) weights of the missing units
-    void *zeros               # (max(P, Q),)
-    void **w_rows             # (P,) where the rows of W begin, and of `keep` (or NULL), by place
+    real *dummy               # (Q,) weights of the missing units
+    real *zeros               # (max(P, Q),)
+    real **w_rows             # (P,) where the rows of W begin, and of `keep` (or NULL), by place
     const signed char **keep_rows
 
     # modulation
@@ -128,60 +148,59 @@ ctypedef struct Model:
     Py_ssize_t n_taps         # of TRACE_TAPS: the filter ends there, and what it reads are the rings
     bint fixed_taps           # they are the user's, not powers of K
     bint one_tap              # MDGL: the filter forgets at once, K = 0
-    void *factor              # (P,) of the `mean` factor by place: 1 (class_drive holds mu), or hbar; 0 where there is no unit
-    void *factor_of           # (r, P) the same, 0 for units of other types; by source
-    void *factor_by_unit      # (r, Q) the same, and 0 for sources that are not units
-    void *factor_sums         # (r,) over the units of each type
+    real *factor_of           # (r, P) the factor of units of each type, 0 for others; by source
+    real *factor_by_unit      # (r, Q) the same, and 0 for sources that are not units
+    real *factor_sums         # (r,) over the units of each type
     bint running              # hbar
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
-    void *column_sums         # (r, Q) sum of W[p, :] over the units p of each type
-    void *u                   # (r, P) U^T; one-hot membership for types
-    void *membership          # (r, Q) the same by source, for types
-    void *K                   # (r, r) filter of the traces
-    void *drive               # (D, r) (1-k) V[a, p]
-    void *class_drive         # (r, r) drive of each class of the `mean` factor
-    void *readout             # (r, P) mu[p] V[c, p] of the low-rank `mean` factor
-    void *self_drive          # (2, r) kept part and drive of the self term l, see `mean_traces`
+    real *column_sums         # (r, Q) sum of W[p, :] over the units p of each type
+    real *u                   # (r, P) U^T; one-hot membership for types
+    real *membership          # (r, Q) the same by source, for types
+    real *K                   # (r, r) filter of the traces
+    real *drive               # (D, r) (1-k) V[a, p]
+    real *class_drive         # (r, r) drive of each class of the `mean` factor
+    real *readout             # (r, P) what each class row of the `mean` factor counts for: of types 1 (class_drive holds mu), or hbar; mu[p] V[c, p]
+    real *self_drive          # (2, r) kept part and drive of the self term l, see `mean_traces`
 
     # state
-    void *pre                 # (Q,) [z | x | 1 | 0 ..]
-    void *v                   # (N,)
-    void *h                   # (N,)
+    real *pre                 # (Q,) [z | x | 1 | 0 ..]
+    real *v                   # (N,)
+    real *h                   # (N,)
     bint keeps_h              # whether the next two are kept: `exact`, taps and exact_steps read them
-    void *h_past              # (S, P) ring of h, by place
+    real *h_past              # (S, P) ring of h, by place
     unsigned long long *awake # (P,) whether h != 0: of now in the lowest bit, of n steps ago in bit n
-    void *eps                 # (S, Q) ring
-    void *traces              # `exact`: (P, r, Q) by place; `mean`: (r, r, Q)
-    void *self_traces         # (r, Q) l, or NULL
-    void *class_eps           # (S, r, Q) ring of eps + l, or NULL
-    void *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
+    real *eps                 # (S, Q) ring
+    real *traces              # `exact`: (P, r, Q) by place; `mean`: (r, r, Q)
+    real *self_traces         # (r, Q) l, or NULL
+    real *class_eps           # (S, r, Q) ring of eps + l, or NULL
+    real *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
     Py_ssize_t h_count        # how many steps
-    void *sources             # (S, Q) ring of [z_{t-1} | x_t | 1] with exact_steps, else NULL
-    void *local               # (S, P) ring of L h, by place
-    void *modulator           # (S, r) ring of m
+    real *sources             # (S, Q) ring of [z_{t-1} | x_t | 1] with exact_steps, else NULL
+    real *local               # (S, P) ring of L h, by place
+    real *modulator           # (S, r) ring of m
     unsigned char *erred      # (S,) whether the step had an error to learn from
-    void *past_K              # (S, r, r) ring of K, and of the drive, where the filter changes in time
-    void *past_drive          # (S, D, r)
+    real *past_K              # (S, r, r) ring of K, and of the drive, where the filter changes in time
+    real *past_drive          # (S, D, r)
 
     # updates that are felt and not yet written
     Py_ssize_t *bounds        # (n_groups + 1,) the first source of each group, a multiple of TOGETHER, and past the last
-    void *by_source           # (n_sources and up to 3, 1 + r or 1, P) of each source: weights, traces of `exact`, by place; or NULL
-    void *self_weights        # (Q,) weights from units to themselves, which do not change without autapses
-    void *sent                # (S, Q) ring of (1-k) s_t, see `spares`
+    real *by_source           # (n_sources and up to 3, 1 + r or 1, P) of each source: weights, traces of `exact`, by place; or NULL
+    real *self_weights        # (Q,) weights from units to themselves, which do not change without autapses
+    real *sent                # (S, Q) ring of (1-k) s_t, see `spares`
     unsigned int *spoke       # (Q,) whether s_t != 0: of now in the lowest bit, of n steps ago in bit n; or NULL
-    void *still               # (n_sources, P) weights of a chunk that has been written in part, or NULL
-    void *eps_owed            # (S, Q) ring of eps, 0 for sources that have had it
-    void *onto_h              # (S, D) ring: what each h counts for, in the sum over errors since
-    void *carried             # (n_groups, r) what the traces count for
-    void *eps_placed          # (S, P) ring of eps by place, 0 for those that have had it
-    void *front               # (P,) L h eps of the step at which each source was written, by its own place
-    void *own                 # (P,) diagonal of what waits
-    void *placed              # (P,) products with s_t
-    void *eps_dots            # (2, S + ROWS) scratch: products of each eps with s_t
+    real *still               # (n_sources, P) weights of a chunk that has been written in part, or NULL
+    real *eps_owed            # (S, Q) ring of eps, 0 for sources that have had it
+    real *onto_h              # (S, D) ring: what each h counts for, in the sum over errors since
+    real *carried             # (n_groups, r) what the traces count for
+    real *eps_placed          # (S, P) ring of eps by place, 0 for those that have had it
+    real *front               # (P,) L h eps of the step at which each source was written, by its own place
+    real *own                 # (P,) diagonal of what waits: of `exact` by place, else by unit
+    real *placed              # (P,) products with s_t
+    real *eps_dots            # (2, S + ROWS) scratch: products of each eps with s_t
     int *heard                # (Q + LANES,) scratch: sources that are not silent,
-    void *heard_count         # (1 + r, Q + LANES) what they and their traces count for
+    real *heard_count         # (1 + r, Q + LANES) what they and their traces count for
     Py_ssize_t n_heard, heard_rank
-    void *counts              # (threads, 3 S, STRETCH_SPARED LANES or P) scratch of `prepare`
+    real *counts              # (threads, 3 S, STRETCH_SPARED LANES or P) scratch of `prepare`
     int *type_ends            # (r,) places before which those of a type end, where there are types
     double *type_sums         # (r, r) [post, pre] sums of W over types
     double *trace_sums        # (r, r, r) [modulator, post, pre] of the traces of `exact`
@@ -192,69 +211,69 @@ ctypedef struct Model:
     Py_ssize_t *inputs_at     # (P,) where those from the inputs do
     int *columns              # (starts[P],) their sources, or Q
     int *type_stops           # (P, r) places in a row before which the synapses from units of each type end
-    void *packed              # (starts[P],) weights
-    void *packed_traces       # (r, starts[P])
+    real *packed              # (starts[P],) weights
+    real *packed_traces       # (r, starts[P])
     Py_ssize_t packed_width   # most connections of a block
-    void *table               # (Q + 1, 4) of each source: z, eps, term, sign
-    void *gathered            # scratch: (4, packed_width) the same for each connection of a block, and (LANES + r,)
-    void *type_lanes          # (r, r, 64 bytes) scratch: sums of W over types
+    real *table               # (Q + 1, 4) of each source: z, eps, term, sign
+    real *gathered            # scratch: (4, packed_width) the same for each connection of a block, and (LANES + r,)
+    real *type_lanes          # (r, r, 64 bytes) scratch: sums of W over types
 
-    # what one step computes on its way
-    void *current             # (N,) recurrent input W z_{t-1}
-    void *input               # (Q,) W_in x_t, and zeros
-    void *y                   # (n_out,)
-    void *error               # (n_out,) dE/dy
-    void *signal              # (N,) L = dE/dz
-    void *class_rows          # (r, Q) sum_a m[a] traces[c, a, :], where it is written at once
-    void *class_sums          # (r, Q) else: its sum over the steps since the gradient, or the weights, were last complete
-    void *power_K             # (S + 1, r, r) K_t .. K_{t-n+1}: what n steps make of a trace; the last: scratch
-    void *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
-    void *awake_sums          # (r types, r, Q) see `sum_awake`; NULL where h is not 0 or 1, or units have no types
-    void *always              # (r types, r, Q) traces of a unit that has always been awake, as of `since`; NULL where `traces` are never lazy
+    # what one step computes on its way, and between steps scratch
+    real *current             # (N,) recurrent input W z_{t-1}
+    real *input               # (Q,) W_in x_t, and zeros
+    real *y                   # (n_out,)
+    real *error               # (n_out,) dE/dy
+    real *signal              # (N,) L = dE/dz
+    real *class_rows          # (r, Q) sum_a m[a] traces[c, a, :], where it is written at once
+    real *class_sums          # (r, Q) else: its sum over the steps since the gradient, or the weights, were last complete
+    real *power_K             # (S + 1, r, r) K_t .. K_{t-n+1}: what n steps make of a trace; the last: scratch
+    real *power_drive         # (S, r, D) drive of n - 1 steps ago, as it stands now
+    real *awake_sums          # (r types, r, Q) see `sum_awake`; NULL where h is not 0 or 1, or units have no types
+    real *always              # (r types, r, Q) traces of a unit that has always been awake, as of `since`; NULL where `traces` are never lazy
     Py_ssize_t always_from    # step at which they began from zero
     Py_ssize_t *held_at       # (P,) step as of which each unit has its traces, -1: they are zero
     unsigned char *based      # (P,) 1: on top of `always`
     unsigned long long *turns # (P,) and (P,): scratch of `find_turning`
     int *turning
-    void *back                # (2, S, r) and (S, D): modulators carried back in time, see `carry_back`
-    void *back_drive
-    void **terms              # (S + r + 1,) rows that a block reads
-    void *coef                # (the same, max(r, 1), P)
-    void *old                 # scratch of tiles, see linear.pxi
-    void *tail
-    void *dots
-    void *pick
-    void *edge                # (LANES,) last line of z, see `line_up`
+    real *back                # (2, S, r) and (S, D): modulators carried back in time, see `carry_back`
+    real *back_drive
+    real **terms              # (S + r + 1,) rows that a block reads
+    real *coef                # (S + r + 1, P) what they count for
+    real *old                 # scratch of tiles, see linear.pxi
+    real *tail
+    real *dots
+    real *pick
+    real *edge                # (LANES,) last line of z, see `line_up`
 
     # accumulated gradient
-    void *grad                # (N, Q)
-    void *grad_w_out          # (n_out, N)
-    void *grad_b_out          # (n_out,)
+    real *grad                # (N, Q)
+    real *grad_w_out          # (n_out, N)
+    real *grad_b_out          # (n_out,)
 
 
 # One trial, or a stream of steps, in the caller's arrays.
 ctypedef struct Trials:
     Py_ssize_t n_steps
-    const void *x             # (T, n_in)
-    const void *target        # (T, n_out), or NULL
+    const real *x             # (T, n_in)
+    const real *target        # (T, n_out), or NULL
     const long long *label    # (T,), or NULL
     const unsigned char *mask # (T,), or NULL: every step has its error
     bint learn
     Py_ssize_t chunk          # steps between updates of an engine that is not online; 0: none
-    void *y                   # (T, n_out), or NULL
+    real *y                   # (T, n_out), or NULL
     Py_ssize_t steps_done     # out: where a failed run stopped
     Py_ssize_t failed         # out, in the first of several trials: which one it was
 
 
 # What the adjoint needs of every step of a trial.
 ctypedef struct Record:
-    void *pre                 # (T, Q)
-    void *eps                 # (T, Q), or NULL where the gradient is onto s
-    void *h                   # (T, N)
-    void *signal              # (T, N)
-    void *rows                # (T, N) out: the left factor of the gradient; it may be `signal`
-    void *exact_rows          # (T, N) out: that of the exact part, with exact_steps
-    void *d                   # (N,) scratch
+    real *pre                 # (T, Q)
+    real *eps                 # (T, Q), or NULL where the gradient is onto s
+    real *h                   # (T, N)
+    real *signal              # (T, N)
+    real *rows                # (T, N) out: the left factor of the gradient; it may be `signal`
+    real *exact_rows          # (T, N) out: that of the exact part, with exact_steps
+    real *d                   # (N,) scratch
 
 
 # What it computes.
@@ -263,16 +282,16 @@ ctypedef struct Backwards:
     bint cells                # the modulatory matrix is W itself
     Py_ssize_t exact_steps    # 0: none
     Py_ssize_t horizon        # of truncated BPTT; 0: none
-    void *mu                  # (N,)
-    const void *hbar          # (N,)
+    real *mu                  # (N,)
+    const real *hbar          # (N,)
 
 
 # The kernels of one instruction set and one dtype.
 ctypedef struct Kernels:
-    int (*step)(Model *m, const void *x, const void *target, long long label, ErrorSource source, bint learn) noexcept nogil
-    int (*run)(Model *m, Trials *trial) noexcept nogil
-    int (*run_together)(Model **models, Trials *trials, Record *recs, Py_ssize_t n, void *w, Py_ssize_t width) noexcept nogil
-    void (*adjoint)(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, void *w, Py_ssize_t width) noexcept nogil
+    Status (*step)(Model *m, const real *x, const real *target, long long label, ErrorSource source, bint learn) noexcept nogil
+    Status (*run)(Model *m, Trials *trial) noexcept nogil
+    Status (*run_together)(Model **models, Trials *trials, Record *recs, Py_ssize_t n, real *w, Py_ssize_t width) noexcept nogil
+    void (*adjoint)(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, real *w, Py_ssize_t width) noexcept nogil
     void (*assist)(Model *m, int place) noexcept nogil
     void (*reset)(Model *m) noexcept nogil
     void (*settle)(Model *m) noexcept nogil  # and show it in the network's arrays
@@ -281,4 +300,4 @@ ctypedef struct Kernels:
     void (*refresh)(Model *m) noexcept nogil
     void (*derive)(Model *m) noexcept nogil
     bint (*gather)(Model *m) noexcept nogil
-    bint (*finite)(const void *values, Py_ssize_t n) noexcept nogil
+    bint (*finite)(const real *values, Py_ssize_t n) noexcept nogil

@@ -11,73 +11,67 @@
 
 cdef extern from *:
     """
-    /* Four lines of the table (of float64: two) into four columns, by shuffles of registers. */
+    /* Lines of the table, as many as numbers in 16 bytes, into columns, by shuffles of registers. */
     #if defined(__has_builtin)
       #if __has_builtin(__builtin_shufflevector)
         #define MPF_SHUFFLE __builtin_shufflevector
       #endif
     #endif
-    #if defined(MPF_SHUFFLE) && !defined(MPF_PLAIN)
-      static inline void mpf_take_f32(float *z, float *eps, float *term, float *sign, const float *table, const int *q) {
-          mpf_f32x4 a = *(mpf_f32x4 *)(table + 4 * q[0]), b = *(mpf_f32x4 *)(table + 4 * q[1]);
-          mpf_f32x4 c = *(mpf_f32x4 *)(table + 4 * q[2]), d = *(mpf_f32x4 *)(table + 4 * q[3]);
-          mpf_f32x4 ab = MPF_SHUFFLE(a, b, 0, 4, 1, 5), cd = MPF_SHUFFLE(c, d, 0, 4, 1, 5);
-          *(mpf_f32x4 *)z = MPF_SHUFFLE(ab, cd, 0, 1, 4, 5);
-          *(mpf_f32x4 *)eps = MPF_SHUFFLE(ab, cd, 2, 3, 6, 7);
-          ab = MPF_SHUFFLE(a, b, 2, 6, 3, 7), cd = MPF_SHUFFLE(c, d, 2, 6, 3, 7);
-          *(mpf_f32x4 *)term = MPF_SHUFFLE(ab, cd, 0, 1, 4, 5);
-          *(mpf_f32x4 *)sign = MPF_SHUFFLE(ab, cd, 2, 3, 6, 7);
-      }
-      static inline void mpf_take_f64(double *z, double *eps, double *term, double *sign, const double *table, const int *q) {
-          const mpf_f64x2 *a = (mpf_f64x2 *)(table + 4 * q[0]), *b = (mpf_f64x2 *)(table + 4 * q[1]);
-          *(mpf_f64x2 *)z = MPF_SHUFFLE(a[0], b[0], 0, 2);
-          *(mpf_f64x2 *)eps = MPF_SHUFFLE(a[0], b[0], 1, 3);
-          *(mpf_f64x2 *)term = MPF_SHUFFLE(a[1], b[1], 0, 2);
-          *(mpf_f64x2 *)sign = MPF_SHUFFLE(a[1], b[1], 1, 3);
-      }
+    static inline void mpf_columns(mpf_real *z, mpf_real *eps, mpf_real *term, mpf_real *sign, const mpf_real *table, const int *q) {
+    #if !defined(MPF_SHUFFLE) || defined(MPF_PLAIN)
+        for (int i = 0; i < (int)(16 / sizeof(mpf_real)); i++)
+            z[i] = table[4 * q[i]], eps[i] = table[4 * q[i] + 1], term[i] = table[4 * q[i] + 2], sign[i] = table[4 * q[i] + 3];
+    #elif MPF_BITS == 32
+        mpf_16 a = *(mpf_16 *)(table + 4 * q[0]), b = *(mpf_16 *)(table + 4 * q[1]);
+        mpf_16 c = *(mpf_16 *)(table + 4 * q[2]), d = *(mpf_16 *)(table + 4 * q[3]);
+        mpf_16 ab = MPF_SHUFFLE(a, b, 0, 4, 1, 5), cd = MPF_SHUFFLE(c, d, 0, 4, 1, 5);
+        *(mpf_16 *)z = MPF_SHUFFLE(ab, cd, 0, 1, 4, 5);
+        *(mpf_16 *)eps = MPF_SHUFFLE(ab, cd, 2, 3, 6, 7);
+        ab = MPF_SHUFFLE(a, b, 2, 6, 3, 7), cd = MPF_SHUFFLE(c, d, 2, 6, 3, 7);
+        *(mpf_16 *)term = MPF_SHUFFLE(ab, cd, 0, 1, 4, 5);
+        *(mpf_16 *)sign = MPF_SHUFFLE(ab, cd, 2, 3, 6, 7);
     #else
-      #define MPF_TAKE(i) z[i] = table[4 * q[i]], eps[i] = table[4 * q[i] + 1], term[i] = table[4 * q[i] + 2], sign[i] = table[4 * q[i] + 3]
-      static void mpf_take_f32(float *z, float *eps, float *term, float *sign, const float *table, const int *q) {
-          MPF_TAKE(0), MPF_TAKE(1), MPF_TAKE(2), MPF_TAKE(3);
-      }
-      static void mpf_take_f64(double *z, double *eps, double *term, double *sign, const double *table, const int *q) {
-          MPF_TAKE(0), MPF_TAKE(1);
-      }
+        const mpf_16 *a = (mpf_16 *)(table + 4 * q[0]), *b = (mpf_16 *)(table + 4 * q[1]);
+        *(mpf_16 *)z = MPF_SHUFFLE(a[0], b[0], 0, 2);
+        *(mpf_16 *)eps = MPF_SHUFFLE(a[0], b[0], 1, 3);
+        *(mpf_16 *)term = MPF_SHUFFLE(a[1], b[1], 0, 2);
+        *(mpf_16 *)sign = MPF_SHUFFLE(a[1], b[1], 1, 3);
     #endif
+    }
     """
-    void take_f32 "mpf_take_f32" (float *z, float *eps, float *term, float *sign, const void *table, const int *q) noexcept nogil
-    void take_f64 "mpf_take_f64" (double *z, double *eps, double *term, double *sign, const void *table, const int *q) noexcept nogil
+    void take_some "mpf_columns" (real *z, real *eps, real *term, real *sign, const real *table, const int *q) noexcept nogil
 
 
 ctypedef struct Row:
     Py_ssize_t n           # numbers, whole lines
-    void *w                # (n,)
-    void *traces           # (r, n), `apart` numbers from one modulator to the next
+    real *w                # (n,)
+    real *traces           # (r, n), `apart` numbers from one modulator to the next
     Py_ssize_t apart
-    void *gathered         # (4, n), `width` numbers apart: z, eps, term, sign
+    real *gathered         # (4, n), `width` numbers apart: z, eps, term, sign
     Py_ssize_t width
-    const void *local      # L h
-    const void *factor     # of the term
-    const void *K          # (r, r), and (r,) the two below
-    const void *kick       # (1-k) V h_{t-1}
-    const void *carry      # m
-    void *old              # scratch, if r > 2
-    void *sums             # (r, 64 bytes), with `stops` (r,) and `pick`: see `add_types`; or NULL
+    const real *local      # L h
+    const real *factor     # of the term
+    const real *K          # (r, r), and (r,) the two below
+    const real *kick       # (1-k) V h_{t-1}
+    const real *carry      # m
+    real *old              # scratch, if r > 2
+    real *sums             # (r, 64 bytes), with `stops` (r,) and `pick`: see `add_types`; or NULL
     const int *stops
-    const void *pick
+    const real *pick
 
 
-cdef void fill_table(Model *m, real *table, Py_ssize_t c) noexcept nogil:
+cdef void fill_table(Model *m, Py_ssize_t c) noexcept nogil:
     """What a synapse onto a unit of type c reads of each source."""
+    cdef real *table = m.table
     cdef Py_ssize_t q, n = m.n_rec, Q = m.stride
-    cdef const real *pre = <const real *>m.pre
-    cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
-    cdef const real *term = <real *>m.eps + slot(m, m.t + SLOTS - 1) * Q
-    cdef const real *sign = <const real *>m.sign
+    cdef const real *pre = m.pre
+    cdef const real *eps = m.eps + slot(m.t) * Q
+    cdef const real *term = m.eps + slot(m.t + SLOTS - 1) * Q
+    cdef const real *sign = m.sign
     if m.trace == TRACE_MEAN:
-        term = <real *>m.class_rows + c * Q
+        term = m.class_rows + c * Q
         if m.self_traces != NULL:
-            eps = <real *>m.class_eps + (slot(m, m.t) * m.rank + c) * Q
+            eps = m.class_eps + (slot(m.t) * m.rank + c) * Q
     for q in range(Q):
         table[4 * q], table[4 * q + 1], table[4 * q + 2] = pre[q] if q < n else 0, eps[q], term[q]
         table[4 * q + 3] = sign[q] if sign != NULL and q < n else 0
@@ -86,27 +80,22 @@ cdef void fill_table(Model *m, real *table, Py_ssize_t c) noexcept nogil:
 cdef void take(real *out, Py_ssize_t width, const real *table, const int *columns, Py_ssize_t n) noexcept nogil:
     """out (4, width): of each source its z, eps, term, sign."""
     cdef Py_ssize_t j = 0
-    if real is float:
-        while j < n:
-            take_f32(out + j, out + width + j, out + 2 * width + j, out + 3 * width + j, table, columns + j)
-            j += 4
-    else:
-        while j < n:
-            take_f64(out + j, out + width + j, out + 2 * width + j, out + 3 * width + j, table, columns + j)
-            j += 2
+    while j < n:
+        take_some(out + j, out + width + j, out + 2 * width + j, out + 3 * width + j, table, columns + j)
+        j += LINE // 4
 
 
-cdef inline void trace_body(const vec *kind, const Row *row, Py_ssize_t r) noexcept nogil:
+cdef inline void trace_body(const Row *row, Py_ssize_t r) noexcept nogil:
     """R = K R + kick term;  then term = carry R."""
-    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, apart = row.apart // lanes, n = row.n // lanes, a, c, q
+    cdef Py_ssize_t apart = row.apart // VEC_LANES, n = row.n // VEC_LANES, a, c, q
     cdef vec *R = <vec *>row.traces
     cdef vec *old = <vec *>row.old
-    cdef vec *term = <vec *>row.gathered + 2 * row.width // lanes
-    cdef vec k00 = spread(kind, row.K, 0), k01 = k00, k10 = k00, k11 = k00, d0 = spread(kind, row.kick, 0), d1 = d0
-    cdef vec c0 = spread(kind, row.carry, 0), c1 = c0, x, y, s, t
+    cdef vec *term = <vec *>row.gathered + 2 * row.width // VEC_LANES
+    cdef vec k00 = spread(row.K[0]), k01 = k00, k10 = k00, k11 = k00, d0 = spread(row.kick[0]), d1 = d0
+    cdef vec c0 = spread(row.carry[0]), c1 = c0, x, y, s, t
     if r == 2:
-        k01, k10, k11 = spread(kind, row.K, 1), spread(kind, row.K, 2), spread(kind, row.K, 3)
-        d1, c1 = spread(kind, row.kick, 1), spread(kind, row.carry, 1)
+        k01, k10, k11 = spread(row.K[1]), spread(row.K[2]), spread(row.K[3])
+        d1, c1 = spread(row.kick[1]), spread(row.carry[1])
     for q in range(n if r <= 2 else 0):
         x = R[q]
         s = madd(k00 * x, d0, term[q])
@@ -118,28 +107,28 @@ cdef inline void trace_body(const vec *kind, const Row *row, Py_ssize_t r) noexc
         R[q] = s
         term[q] = madd(c0 * s, c1, t) if r == 2 else c0 * s
     for q in range(n if r > 2 else 0):  # each new one is made of all the old ones
-        s = spread(kind, &ZERO, 0)
+        s = spread(0)
         for a in range(r):
             old[a] = R[a * apart + q]
         for a in range(r):
-            t = spread(kind, row.kick, a) * term[q]
+            t = spread(row.kick[a]) * term[q]
             for c in range(r):
-                t = madd(t, spread(kind, row.K, a * r + c), old[c])
-            s = madd(s, spread(kind, row.carry, a), t)
+                t = madd(t, spread(row.K[a * r + c]), old[c])
+            s = madd(s, spread(row.carry[a]), t)
             R[a * apart + q] = t
         term[q] = s
 
 
 cdef inline void weight_body(vec *s, const Row *row, bint learn, bint term, bint sign) noexcept nogil:
     """w -= local eps + factor term, with signs;  s (64 bytes) = lanes of w . z."""
-    cdef Py_ssize_t of = in_64_bytes(s), lanes = F32_LANES if vec is f32v else F64_LANES, width = row.width // lanes, line, k, q = 0
+    cdef Py_ssize_t of = IN_64_BYTES, width = row.width // VEC_LANES, line, k, q = 0
     cdef vec *W = <vec *>row.w
     cdef const vec *source = <const vec *>row.gathered
-    cdef vec local = spread(s, row.local, 0), factor = spread(s, row.factor, 0), w, g
+    cdef vec local = spread(row.local[0]), factor = spread(row.factor[0]), w, g
     cdef vec sum[LANES]
     for k in range(of):
-        sum[k] = spread(s, &ZERO, 0)
-    for line in range(row.n // (of * lanes)):
+        sum[k] = spread(0)
+    for line in range(row.n // LINE):
         for k in range(of):
             w = W[q]
             if learn:
@@ -148,7 +137,7 @@ cdef inline void weight_body(vec *s, const Row *row, bint learn, bint term, bint
                     g = madd(g, factor, source[2 * width + q])
                 w -= g
                 if sign:
-                    w = keep_sign(w, source + 3 * width + q)
+                    w = keep_sign(w, source[3 * width + q])
                 W[q] = w
             sum[k] = madd(sum[k], w, source[q])
             q += 1
@@ -158,30 +147,30 @@ cdef inline void weight_body(vec *s, const Row *row, bint learn, bint term, bint
 
 cdef inline void add_types(vec *sums, const Row *row, Py_ssize_t r) noexcept nogil:
     """sums[b] += lanes of the weights of type b of pre, which stop at stops[b]; lines that two types share count by parts."""
-    cdef Py_ssize_t of = in_64_bytes(sums), L = of * (F32_LANES if vec is f32v else F64_LANES), size = 64 // L, b, line, k, at, stop, first = 0
+    cdef Py_ssize_t of = IN_64_BYTES, b, line, k, at, stop, first = 0
     cdef const vec *w = <const vec *>row.w
-    cdef const char *ones = <const char *>row.pick + LANES * size  # zeros before it, ones from it on
+    cdef const real *ones = row.pick + LANES  # zeros before it, ones from it on
     cdef vec v
     for b in range(r):
         stop = row.stops[b]
-        for line in range(first // L, (stop + L - 1) // L):
+        for line in range(first // LINE, (stop + LINE - 1) // LINE):
             for k in range(of):
-                v, at = w[line * of + k], line * L
+                v, at = w[line * of + k], line * LINE
                 if at < first:
-                    v *= (<const vec *>(ones - (first - at) * size))[k]
-                if at + L > stop:
-                    v -= v * (<const vec *>(ones - (stop - at) * size))[k]
+                    v *= (<const vec *>(ones - (first - at)))[k]
+                if at + LINE > stop:
+                    v -= v * (<const vec *>(ones - (stop - at)))[k]
                 sums[b * of + k] += v
         first = stop
 
 
-cdef inline void row_vectors(vec *s, const Row *row, Py_ssize_t r, Py_ssize_t n_types, bint learn, bint term, bint sign) noexcept nogil:
+cdef inline void row_by(vec *s, const Row *row, Py_ssize_t r, Py_ssize_t n_types, bint learn, bint term, bint sign) noexcept nogil:
     if r == 1:
-        trace_body(s, row, 1)
+        trace_body(row, 1)
     elif r == 2:
-        trace_body(s, row, 2)
+        trace_body(row, 2)
     elif r:
-        trace_body(s, row, r)
+        trace_body(row, r)
     if not learn:
         weight_body(s, row, False, False, False)
     elif sign:
@@ -200,70 +189,69 @@ cdef void pass_over(Model *m, bint advance, bint learn, real *sums) noexcept nog
     `sums` (r, r, 64 bytes) [post, pre]: of the weights by type; or NULL.  What four units read is gathered before they
     are worked on: what has just been stored in small parts cannot be loaded as a whole yet.
     """
-    cdef Py_ssize_t L = 16 if real is float else 8, P = m.n_places, n_mod = m.rank if m.trace == TRACE_EXACT and advance else 0
+    cdef Py_ssize_t P = m.n_places, n_mod = m.rank if m.trace == TRACE_EXACT and advance else 0
     cdef Py_ssize_t block, i, a, c
     cdef Py_ssize_t *at = m.starts
-    cdef real *lanes = <real *>m.gathered + 4 * m.packed_width
-    cdef real *kick = lanes + L
+    cdef real *lanes = m.gathered + 4 * m.packed_width
+    cdef real *kick = lanes + LINE
     cdef real one = 1
-    cdef const real *h_before = <real *>m.h_past + slot(m, m.t + SLOTS - 1) * P
+    cdef const real *h_before = m.h_past + slot(m.t + SLOTS - 1) * P
     cdef const real *drive
     cdef Row row
-    row.K, row.kick, row.carry, row.factor, row.old = m.K, kick, <real *>m.modulator + slot(m, m.t) * m.rank, &one, m.old
+    row.K, row.kick, row.carry, row.factor, row.old = m.K, kick, m.modulator + slot(m.t) * m.rank, &one, m.old
     row.apart, row.width, row.pick, row.sums = m.starts[P], m.packed_width, m.pick, NULL
     for block in range(m.n_blocks):
         c = m.block_type[block]
         if block == 0 or m.trace == TRACE_MEAN and c != m.block_type[block - 1]:
-            fill_table(m, <real *>m.table, c)
-        take(<real *>m.gathered, row.width, <real *>m.table, m.columns + at[0], at[ROWS] - at[0])
+            fill_table(m, c)
+        take(m.gathered, row.width, m.table, m.columns + at[0], at[ROWS] - at[0])
         row.gathered = m.gathered
         if sums != NULL:
-            row.sums = sums + c * m.rank * L
+            row.sums = sums + c * m.rank * LINE
         for i in range(block * ROWS, block * ROWS + ROWS):
             if m.unit[i] >= 0:
-                row.n, row.w, row.traces = at[1] - at[0], <real *>m.packed + at[0], <real *>m.packed_traces + at[0]
-                row.local, row.stops = <real *>m.local + slot(m, m.t) * P + i, m.type_stops + i * m.rank
+                row.n, row.w, row.traces = at[1] - at[0], m.packed + at[0], m.packed_traces + at[0]
+                row.local, row.stops = m.local + slot(m.t) * P + i, m.type_stops + i * m.rank
                 if m.trace == TRACE_MEAN:
-                    row.factor = <real *>m.factor + i
-                drive = <real *>m.drive + m.drive_class[m.unit[i]] * m.rank
+                    row.factor = m.readout + i
+                drive = m.drive + m.drive_class[m.unit[i]] * m.rank
                 for a in range(n_mod):
                     kick[a] = h_before[i] * drive[a]
-                if real is float:
-                    row_vectors(<f32v *>lanes, &row, n_mod, m.rank, learn, m.trace != TRACE_NONE, m.sign != NULL)
-                else:
-                    row_vectors(<f64v *>lanes, &row, n_mod, m.rank, learn, m.trace != TRACE_NONE, m.sign != NULL)
-                (<real *>m.current)[m.unit[i]] = fold(lanes)
-                row.gathered = <real *>row.gathered + row.n
+                row_by(<vec *>lanes, &row, n_mod, m.rank, learn, m.trace != TRACE_NONE, m.sign != NULL)
+                m.current[m.unit[i]] = fold(lanes)
+                row.gathered += row.n
             at += 1
     m.ahead = True
 
 
-cdef void packed_step(Model *m, bint learn, bint refresh, real *sums) noexcept nogil:
+cdef void packed_step(Model *m, bint learn, bint refresh) noexcept nogil:
     """The traces, and with `learn` the weights, of this step."""
-    cdef Py_ssize_t L = 16 if real is float else 8, a
+    cdef real *sums = m.type_lanes
+    cdef Py_ssize_t a
     if learn or m.trace == TRACE_EXACT:
         if refresh:
-            memset(sums, 0, m.rank * m.rank * L * sizeof(real))
+            memset(sums, 0, m.rank * m.rank * LINE * sizeof(real))
         pass_over(m, True, learn, sums if refresh else NULL)
     m.since[0] = m.t
     m.unwritten = m.unwritten or learn
     if refresh:
         for a in range(m.rank * m.rank):
-            m.type_sums[a] = fold(sums + a * L)
+            m.type_sums[a] = fold(sums + a * LINE)
         means_of_types(m)
-        derive_filter(m, <real *>m.K)
+        derive_filter(m)
     if m.shared and m.unwritten:
-        scatter(m, <real *>m.packed)
+        scatter(m)
 
 
-cdef void packed_input(Model *m, real *out, const real *x) noexcept nogil:
+cdef void packed_input(Model *m, const real *x) noexcept nogil:
     """out = W_in x + b."""
+    cdef real *out = m.input
     cdef Py_ssize_t n_inputs = m.n_in + (m.b_rec != NULL), i, q
     cdef const real *w
     cdef real total
     for i in range(m.n_places):
         if m.unit[i] >= 0:
-            w, total = <real *>m.packed + m.inputs_at[i], 0
+            w, total = m.packed + m.inputs_at[i], 0
             for q in range(n_inputs):
                 total += w[q] * x[q]
             out[m.unit[i]] = total
@@ -271,39 +259,41 @@ cdef void packed_input(Model *m, real *out, const real *x) noexcept nogil:
 
 # ---------------------------------------------------------------- to and from the network's arrays
 
-cdef inline real *home(Model *m, Py_ssize_t p, Py_ssize_t q, const real *_) noexcept nogil:
+cdef inline real *home(Model *m, Py_ssize_t p, Py_ssize_t q) noexcept nogil:
     """Where the weight of unit p from source q is in the network; NULL: such a source does not exist."""
     if q < m.n_rec:
-        return <real *>m.w_rec + p * m.n_rec + q
+        return m.w_rec + p * m.n_rec + q
     if q < m.n_rec + m.n_in:
-        return <real *>m.w_in + p * m.n_in + q - m.n_rec
-    return <real *>m.b_rec + p if q < m.stride else NULL
+        return m.w_in + p * m.n_in + q - m.n_rec
+    return m.b_rec + p if q < m.stride else NULL
 
 
-cdef void scatter(Model *m, const real *packed) noexcept nogil:
+cdef void scatter(Model *m) noexcept nogil:
     """What has been learned, into the network's own arrays."""
+    cdef const real *packed = m.packed
     cdef Py_ssize_t i, j
     cdef real *w
     for i in range(m.n_places):
         for j in range(m.starts[i], m.starts[i + 1]):
-            w = home(m, m.unit[i], m.columns[j], packed)
+            w = home(m, m.unit[i], m.columns[j])
             if w != NULL:
                 w[0] = packed[j]
     m.unwritten = False
 
 
-cdef bint gather(Model *m, real *packed) noexcept nogil:
+cdef bint gather(Model *m) noexcept nogil:
     """The network's weights as somebody left them.  False: there are some where no synapse may be, which are not packed."""
+    cdef real *packed = m.packed
     cdef Py_ssize_t i, j, left = 0
     cdef const real *w
     if m.unwritten:
-        scatter(m, packed)
-    w = <const real *>m.w_rec
+        scatter(m)
+    w = m.w_rec
     for j in range(m.n_rec * m.n_rec):
         left += w[j] != 0
     for i in range(m.n_places):
         for j in range(m.starts[i], m.starts[i + 1]):
-            w = home(m, m.unit[i], m.columns[j], packed)
+            w = home(m, m.unit[i], m.columns[j])
             packed[j] = w[0] if w != NULL else 0
             left -= m.columns[j] < m.n_rec and packed[j] != 0
     m.counted, m.ahead = True, False

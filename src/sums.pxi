@@ -1,13 +1,14 @@
 # Sums over types, from which the filter follows W.  Where updates wait they are kept up step by step, without a look at W.
 
 
-cdef void sum_step(Model *m, real *scratch) noexcept nogil:
+cdef void sum_step(Model *m) noexcept nogil:
     """Over each type: h, eps, h eps and L h eps of now."""
-    cdef Py_ssize_t P = m.n_places, s = slot(m, m.t), i, b
-    cdef const real *h = <const real *>m.h_past + s * P
-    cdef const real *eps = <const real *>m.eps_placed + s * P
-    cdef const real *local = <const real *>m.local + s * P
-    cdef const real *of_type = <const real *>m.u
+    cdef real *scratch = m.old
+    cdef Py_ssize_t P = m.n_places, s = slot(m.t), i, b
+    cdef const real *h = m.h_past + s * P
+    cdef const real *eps = m.eps_placed + s * P
+    cdef const real *local = m.local + s * P
+    cdef const real *of_type = m.u
     cdef real *product = scratch
     cdef real *learned = scratch + P
     cdef real out[ROWS]
@@ -22,14 +23,14 @@ cdef void sum_step(Model *m, real *scratch) noexcept nogil:
         of_type += P
 
 
-cdef inline void follow_by(Model *m, bint learn, Py_ssize_t r, const real *_) noexcept nogil:
+cdef inline void follow_by(Model *m, bint learn, Py_ssize_t r) noexcept nogil:
     cdef Py_ssize_t a, b, c, d
     cdef double *T = m.trace_sums      # (r, r, r) [modulator, post, pre]
     cdef const double *now = m.step_sums
     cdef const double *before = now + 4 * r
-    cdef const real *K = <const real *>m.K
-    cdef const real *drive = <const real *>m.drive
-    cdef const real *modulator = <real *>m.modulator + slot(m, m.t) * r
+    cdef const real *K = m.K
+    cdef const real *drive = m.drive
+    cdef const real *modulator = m.modulator + slot(m.t) * r
     cdef double mixed[2]
     cdef double change
     for a in range(r):
@@ -47,39 +48,32 @@ cdef inline void follow_by(Model *m, bint learn, Py_ssize_t r, const real *_) no
                 m.type_sums[a * r + b] -= change
 
 
-cdef void follow_sums(Model *m, bint learn, real *scratch) noexcept nogil:
+cdef void follow_sums(Model *m, bint learn) noexcept nogil:
     """The sums over types of W, and of R, which obey R's own recursion, after this step; r <= 2."""
     memcpy(m.step_sums + 4 * m.rank, m.step_sums, 3 * m.rank * sizeof(double))
-    sum_step(m, scratch)
+    sum_step(m)
     if m.rank == 2:  # a constant to the compiler: in small networks it shows
-        follow_by(m, learn, 2, scratch)
+        follow_by(m, learn, 2)
     else:
-        follow_by(m, learn, 1, scratch)
+        follow_by(m, learn, 1)
 
 
-cdef void sum_rows_by_type(Model *m, const real *w) noexcept nogil:
-    """column_sums: of W, over the units of each type."""
-    cdef Py_ssize_t n = m.n_rec, p
-    memset(m.column_sums, 0, m.rank * m.stride * sizeof(real))
-    for p in range(n):
-        axpy(<real *>m.column_sums + m.type[p] * m.stride, <real>1, w + p * n, n)
-
-
-cdef void sum_weights(Model *m, real *scratch) noexcept nogil:
+cdef void sum_weights(Model *m) noexcept nogil:
     """type_sums from weights by source: what would be heard of all sources of a type at 1, summed over the places of each."""
+    cdef real *scratch = m.old
     cdef Py_ssize_t r = m.rank, a, b
     cdef real *total = scratch
     cdef real *s = scratch + m.stride
     for b in range(r):
-        memcpy(s, <const real *>m.membership + b * m.stride, m.stride * sizeof(real))
-        list_by(m, s, <real *>m.heard_count, 0, 0)
-        share_out(m, False, 0, s)
-        matvec(total, <const real *>m.u, <const real *>m.placed, r, m.n_places)
+        memcpy(s, m.membership + b * m.stride, m.stride * sizeof(real))
+        list_by(m, s, 0, 0)
+        share_out(m, False, 0)
+        matvec(total, m.u, m.placed, r, m.n_places)
         for a in range(r):
             m.type_sums[a * r + b] = total[a]
 
 
-cdef void sum_trace(Model *m, Py_ssize_t c, const real *by_source) noexcept nogil:
+cdef void sum_trace(Model *m, Py_ssize_t c) noexcept nogil:
     """trace_sums of modulator c, (r, r) [post, pre] over types, from the traces themselves."""
     cdef Py_ssize_t r = m.rank, P = m.n_places, apart = between_sources(m), a, q = 0, i
     cdef double *sums = m.trace_sums + c * r * r
@@ -88,9 +82,9 @@ cdef void sum_trace(Model *m, Py_ssize_t c, const real *by_source) noexcept nogi
     cdef real out[TOGETHER]
     memset(sums, 0, r * r * sizeof(double))
     while q < m.n_rec:
-        row = by_source + q * apart + (1 + c) * P
+        row = m.by_source + q * apart + (1 + c) * P
         for a in range(r):
-            of_type = <const real *>m.u + a * P
+            of_type = m.u + a * P
             dot_rows(&out[0], row, row + apart, row + 2 * apart, row + 3 * apart, of_type, of_type, P)
             for i in range(min(TOGETHER, m.n_rec - q)):
                 sums[a * r + m.type[q + i]] += out[i]

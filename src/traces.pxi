@@ -21,37 +21,29 @@ cdef enum:
     STRETCH = 24  # lines of a row of weights and traces
 
 
-cdef void unit_rows(Model *m, Py_ssize_t block, void **rows, void *base, Py_ssize_t width, real *dummy) noexcept nogil:
-    """Where the rows of the units of a block begin in a matrix of so many columns."""
-    cdef Py_ssize_t i
-    cdef int p
-    for i in range(ROWS):
-        p = m.unit[block * ROWS + i]
-        rows[i] = <real *>base + p * width if p >= 0 else dummy
-
-
-cdef Tile open_tile(Model *m, Py_ssize_t rank, const void *carry) noexcept nogil:
+cdef Tile open_tile(Model *m, Py_ssize_t rank, const real *carry) noexcept nogil:
     """A tile without terms, of no block yet; `rank` 0: without traces."""
     cdef Tile tile
     memset(&tile, 0, sizeof(Tile))
-    tile.stride, tile.rank, tile.carry = m.stride, rank, <void *>carry
+    tile.stride, tile.rank, tile.carry = m.stride, rank, <real *>carry
     tile.terms, tile.coef, tile.n_places = m.terms, m.coef, m.n_places
     return tile
 
 
 # ---------------------------------------------------------------- the filter over a window
 
-cdef inline void carry_by(Model *m, Py_ssize_t n_steps, real *lam, Py_ssize_t r) noexcept nogil:
+cdef inline void carry_by(Model *m, Py_ssize_t n_steps, Py_ssize_t r) noexcept nogil:
+    cdef real *lam = m.back
     cdef Py_ssize_t n, a, c, i, s
     cdef real *carry = lam + SLOTS * r
-    cdef real *onto = <real *>m.back_drive
+    cdef real *onto = m.back_drive
     cdef const real *K
     cdef const real *d
     cdef const real *modulator
     cdef real total
     for n in range(n_steps + 1):
-        s = slot(m, m.t - n)
-        modulator = <const real *>m.modulator + s * r
+        s = slot(m.t - n)
+        modulator = m.modulator + s * r
         for a in range(r):
             lam[n * r + a] = carry[n * r + a] if n else 0
             if m.erred[s] and (n == 0 or not m.online):
@@ -60,8 +52,8 @@ cdef inline void carry_by(Model *m, Py_ssize_t n_steps, real *lam, Py_ssize_t r)
                 carry[a] = lam[a]
         if n == n_steps:
             return
-        K = <const real *>m.past_K + s * r * r if m.follows else <const real *>m.K
-        d = <const real *>m.past_drive + s * m.n_drive * r if m.follows else <const real *>m.drive
+        K = m.past_K + s * r * r if m.follows else m.K
+        d = m.past_drive + s * m.n_drive * r if m.follows else m.drive
         for a in range(r):
             total = 0
             for c in range(r):
@@ -74,17 +66,18 @@ cdef inline void carry_by(Model *m, Py_ssize_t n_steps, real *lam, Py_ssize_t r)
             onto[(n + 1) * m.n_drive + i] = total
 
 
-cdef void carry_back(Model *m, Py_ssize_t n_steps, real *lam) noexcept nogil:
+cdef void carry_back(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """lam_{t-n}, K^T lam_{t-n+1} (`carry`, the latter; m_t at n = 0) and lam_{t-n+1} d, for n = 0 .. n_steps."""
     if m.rank == 2:  # a constant to the compiler: in small networks it shows
-        carry_by(m, n_steps, lam, 2)
+        carry_by(m, n_steps, 2)
     else:
-        carry_by(m, n_steps, lam, m.rank)
+        carry_by(m, n_steps, m.rank)
 
 
-cdef inline void powers_by(Model *m, Py_ssize_t n_steps, real *P, Py_ssize_t r) noexcept nogil:
+cdef inline void powers_by(Model *m, Py_ssize_t n_steps, Py_ssize_t r) noexcept nogil:
+    cdef real *P = m.power_K
     cdef Py_ssize_t n, a, b, c, i, s
-    cdef real *D = <real *>m.power_drive
+    cdef real *D = m.power_drive
     cdef const real *K
     cdef const real *d
     cdef real total
@@ -92,9 +85,9 @@ cdef inline void powers_by(Model *m, Py_ssize_t n_steps, real *P, Py_ssize_t r) 
         for b in range(r):
             P[a * r + b] = 1 if a == b else 0
     for n in range(1, n_steps + 1):
-        s = slot(m, m.t - n + 1) if m.follows else 0
-        K = <const real *>m.past_K + s * r * r if m.follows else <const real *>m.K
-        d = <const real *>m.past_drive + s * m.n_drive * r if m.follows else <const real *>m.drive
+        s = slot(m.t - n + 1) if m.follows else 0
+        K = m.past_K + s * r * r if m.follows else m.K
+        d = m.past_drive + s * m.n_drive * r if m.follows else m.drive
         for i in range(m.n_drive):
             for a in range(r):
                 total = 0
@@ -109,19 +102,19 @@ cdef inline void powers_by(Model *m, Py_ssize_t n_steps, real *P, Py_ssize_t r) 
                 P[(n * r + a) * r + b] = total
 
 
-cdef void filter_powers(Model *m, Py_ssize_t n_steps, real *P) noexcept nogil:
+cdef void filter_powers(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """P(t - n, t) and P(t - n + 1, t) d_{t-n+1} for n = 1 .. n_steps."""
     if m.rank == 2:
-        powers_by(m, n_steps, P, 2)
+        powers_by(m, n_steps, 2)
     else:
-        powers_by(m, n_steps, P, m.rank)
+        powers_by(m, n_steps, m.rank)
 
 
 cdef Py_ssize_t tap_back(Model *m, const real *modulator) noexcept nogil:
     """onto[n] = modulator F_n for the steps n ago that there were, of at most n_taps; their number."""
     cdef Py_ssize_t n, i, a, r = m.rank, n_steps = min(m.n_taps, m.t)
-    cdef real *onto = <real *>m.back_drive
-    cdef const real *F = <real *>m.power_drive
+    cdef real *onto = m.back_drive
+    cdef const real *F = m.power_drive
     for n in range(1, n_steps + 1):
         for i in range(m.n_drive):
             onto[n * m.n_drive + i] = 0
@@ -141,69 +134,65 @@ cdef void spread_drive(Model *m, real *out, const real *h, const real *drive) no
         first = m.type_ends[a]
 
 
-cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps, real *coef) noexcept nogil:
+cdef Py_ssize_t gradient_terms(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """Terms and coefficients (., P) of the gradient over the last steps: those of now first.
 
     Of n steps ago: L h where there was an error to learn from, and in `exact` what modulators carry back to it.
     A block whose traces are younger uses fewer.  Online, there is no error but that of now.
     """
+    cdef real *coef = m.coef
     cdef Py_ssize_t P = m.n_places, n, p, s
     cdef const real *local
     cdef real *c
     memset(coef, 0, (n_steps + 1) * P * sizeof(real))
     for n in range(n_steps + 1):
-        s = slot(m, m.t - n)
+        s = slot(m.t - n)
         c = coef + n * P
-        m.terms[n] = <real *>m.eps + s * m.stride
+        m.terms[n] = m.eps + s * m.stride
         if n and (m.trace == TRACE_EXACT or m.trace == TRACE_TAPS):
-            spread_drive(m, c, <real *>m.h_past + s * P, <real *>m.back_drive + n * m.n_drive)
+            spread_drive(m, c, m.h_past + s * P, m.back_drive + n * m.n_drive)
         if m.erred[s] and (n == 0 or not m.online and n < n_steps and m.trace != TRACE_TAPS):
-            local = <real *>m.local + s * P
+            local = m.local + s * P
             for p in range(P):
                 c[p] += local[p]
     return n_steps + 1
 
 
-cdef void own_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *_) noexcept nogil:
+cdef void own_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms) noexcept nogil:
     """Without self-modulation each type has its own eps + l in place of eps."""
     cdef Py_ssize_t n
     if m.self_traces != NULL:
         for n in range(n_terms):
-            m.terms[n] = <real *>m.class_eps + (slot(m, m.t - n) * m.rank + m.block_type[block]) * m.stride
+            m.terms[n] = m.class_eps + (slot(m.t - n) * m.rank + m.block_type[block]) * m.stride
 
 
-cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *rows, real *coef) noexcept nogil:
-    """Append the nonlocal term of the `mean` factor: the row of the type, or sum_c mu[p] V[c, p] rows[c]."""
-    cdef Py_ssize_t P = m.n_places, c, i
+cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *rows) noexcept nogil:
+    """Append the nonlocal term of the `mean` factor: factor[p] rows[type p], or sum_c mu[p] V[c, p] rows[c]."""
+    cdef Py_ssize_t P = m.n_places, at = block * ROWS, c
     for c in range(m.rank):
-        if m.type != NULL and c != m.block_type[block]:
-            continue
-        for i in range(block * ROWS, block * ROWS + ROWS):
-            if m.type == NULL:
-                coef[n_terms * P + i] = (<real *>m.readout)[c * P + i]
-            else:
-                coef[n_terms * P + i] = (<real *>m.factor)[i]
-        m.terms[n_terms] = <void *>(rows + c * m.stride)
-        n_terms += 1
+        if m.type == NULL or c == m.block_type[block]:
+            memcpy(m.coef + n_terms * P + at, m.readout + c * P + at, ROWS * sizeof(real))
+            m.terms[n_terms] = <real *>rows + c * m.stride
+            n_terms += 1
     return n_terms
 
 
-cdef void block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t r, Py_ssize_t a, void **rows, real *coef) noexcept nogil:
+cdef void block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t r, Py_ssize_t a, real **rows, real *coef) noexcept nogil:
     """Rows of the last steps, [n] of n steps ago, and what they count for, (2, SLOTS, ROWS), in the traces of four units: of
     modulators a and a + 1."""
-    cdef Py_ssize_t P = m.n_places, D = m.n_drive, n, s = slot(m, m.t)
+    cdef Py_ssize_t P = m.n_places, D = m.n_drive, n, s = slot(m.t)
     cdef bint each = m.type == NULL
     cdef real *r0 = coef
     cdef real *r1 = r0 + SLOTS * ROWS
     cdef const real *h
-    cdef const real *d0 = <real *>m.power_drive + a * D + (m.block_type[block] if m.type != NULL else block * ROWS)
+    cdef const real *d0 = m.power_drive + a * D + (m.block_type[block] if m.type != NULL else block * ROWS)
     cdef const real *d1 = d0 + D
     for n in range(1, n_steps + 1):  # that of now is not in the traces
         s = s - 1 if s else SLOTS - 1
         d0 += r * D
         d1 += r * D
-        rows[n] = <real *>m.eps + s * m.stride
-        h = <real *>m.h_past + s * P + block * ROWS
+        rows[n] = m.eps + s * m.stride
+        h = m.h_past + s * P + block * ROWS
         times_four(r0 + n * ROWS, h, d0, each)
         if a + 1 < r:
             times_four(r1 + n * ROWS, h, d1, each)
@@ -219,11 +208,12 @@ cdef Py_ssize_t used_terms(int *used, unsigned long long which) noexcept nogil:
     return count
 
 
-cdef void sum_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
+cdef void sum_awake(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """What the last steps add to the traces of a unit of each type that was awake throughout, if that pays.
 
     Where h is 0 or 1 it is the same for all such units, and most of them stay awake or at rest from step to step.
     """
+    cdef real *sums = m.awake_sums
     cdef Py_ssize_t r = m.rank, Q = m.stride
     m.summed_awake = m.awake_sums != NULL and n_steps > 2 and m.n_rec >= AWAKE_FROM * r * m.n_groups
     if not m.summed_awake:
@@ -232,7 +222,7 @@ cdef void sum_awake(Model *m, Py_ssize_t n_steps, real *sums) noexcept nogil:
     carry_sums(m, n_steps, 0, sums)
 
 
-cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held, const real *_) noexcept nogil:
+cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held) noexcept nogil:
     """Bring the traces of four units over the last steps.
 
     By stretches of columns, so that terms are still in the first cache for the next unit.  Of steps at which a unit was at
@@ -240,10 +230,10 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
     """
     cdef Py_ssize_t r = m.rank, Q = m.stride, n_lines = Q // LANES, i, a = 0, first, last
     cdef const int *unit = m.unit + block * ROWS
-    cdef real *traces = <real *>m.traces + block * ROWS * r * Q
+    cdef real *traces = m.traces + block * ROWS * r * Q
     cdef real coef[2 * SLOTS * ROWS]
     cdef int used[ROWS * SLOTS]
-    cdef void *rows[SLOTS]
+    cdef real *rows[SLOTS]
     cdef Renewal job[ROWS]
     cdef unsigned long long past = (<unsigned long long>2 << n_steps) - 2
     cdef real *whole
@@ -253,24 +243,24 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
         memcpy(m.old, traces, ROWS * r * Q * sizeof(real))
     for i in range(ROWS):
         job[i].rank, job[i].stride, job[i].traces = r, Q, traces + i * r * Q
-        job[i].old = job[i].traces if r <= 2 else <real *>m.old + i * r * Q
+        job[i].old = job[i].traces if r <= 2 else m.old + i * r * Q
         job[i].rows, job[i].used = rows, &used[i * SLOTS]
         job[i].r0, job[i].r1 = &coef[i], &coef[SLOTS * ROWS + i]
     while a < r:
         block_terms(m, block, n_steps, r, a, rows, &coef[0])
         for i in range(ROWS):
-            job[i].K = <real *>m.power_K + (n_steps * r + a) * r
+            job[i].K = m.power_K + (n_steps * r + a) * r
             job[i].n_terms = used_terms(&used[i * SLOTS], m.awake[block * ROWS + i] & past)
             job[i].whole0 = NULL
             if m.summed_awake and a + 1 < r and m.awake[block * ROWS + i] & past == past:
-                whole = <real *>m.awake_sums + (m.block_type[block] * r + a) * Q
+                whole = m.awake_sums + (m.block_type[block] * r + a) * Q
                 job[i].whole0, job[i].whole1 = whole, whole + Q
         first = 0
         while first < n_lines:
             last = min(first + STRETCH, n_lines)
             for i in range(ROWS):
                 if unit[i] >= 0:
-                    renew(&job[i], first, last, a, _)
+                    renew(&job[i], first, last, a)
             first = last
         a += 2
     for i in range(ROWS if not m.autapses else 0):  # no synapse is there
@@ -281,7 +271,7 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held,
 cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) noexcept nogil:
     """The columns that `descend` leaves: the last ones of W, W_in and b."""
     cdef Py_ssize_t n = m.n_rec, done = n // LANES * LANES, i, q, p
-    cdef const real *sign = <const real *>m.sign
+    cdef const real *sign = m.sign
     cdef real *g
     cdef real *w
     cdef real *w_in
@@ -289,17 +279,17 @@ cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) 
         p = unit[i]
         if p < 0:
             break
-        g = <real *>tile.tail + i * (LANES + m.stride) + LANES - done  # g[q] for q >= done
+        g = tile.tail + i * (LANES + m.stride) + LANES - done  # g[q] for q >= done
         if not m.autapses and p >= done:
             g[p] = 0
-        w_in = <real *>m.w_in + p * m.n_in
+        w_in = m.w_in + p * m.n_in
         for q in range(m.n_in):
             w_in[q] -= g[n + q]
         if m.b_rec != NULL:
-            (<real *>m.b_rec)[p] -= g[n + m.n_in]
+            m.b_rec[p] -= g[n + m.n_in]
         if done:
             continue
-        w = <real *>tile.out[i]
+        w = tile.out[i]
         for q in range(n):
             w[q] -= g[q] if tile.keep == NULL or tile.keep[i][q] else 0
             if sign != NULL and sign[q] * w[q] < 0:
@@ -307,14 +297,15 @@ cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) 
             if sums != NULL:
                 sums[q] += w[q]
     if done and done < n:
-        descend_last(tile, n - done, sums)
+        descend_last(tile, n - done)
 
 
-cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sums, real *coef) noexcept nogil:
+cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sums) noexcept nogil:
     """The weights descend by the gradient of this step; while a row is at hand, its W z of the step to come.
 
     The traces of the group that is due, `n_steps` late, are brought up to date on the way.
     """
+    cdef real *coef = m.coef
     cdef Py_ssize_t r = m.rank, block, i, group = 0, lag = 0
     cdef bint exact = m.trace == TRACE_EXACT, held = m.since[due] > 0
     cdef int *unit
@@ -325,17 +316,17 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
     tile.n, tile.sign, tile.z, tile.dots, tile.tail, tile.pick = m.n_rec, m.sign, m.pre, m.dots, m.tail, m.pick
     m.since[due] = m.t
     if exact:
-        sum_awake(m, n_steps, <real *>m.awake_sums)
+        sum_awake(m, n_steps)
     if m.trace == TRACE_TAPS:
         lag = n_steps
     for block in range(m.n_blocks):
         if exact:
             if group == due:
-                renew_block(m, block, n_steps, held, coef)
+                renew_block(m, block, n_steps, held)
             lag = m.t - m.since[group]
             tile.rank = r if m.since[group] else 0
-            tile.traces = <real *>m.traces + block * ROWS * r * m.stride
-            tile.carry = <real *>m.back + (SLOTS + lag) * r
+            tile.traces = m.traces + block * ROWS * r * m.stride
+            tile.carry = m.back + (SLOTS + lag) * r
             group = group + 1 if group + 1 < m.n_groups else 0
         unit, c = m.unit + block * ROWS, coef + block * ROWS
         tile.out, tile.coef, tile.n_terms = m.w_rows + block * ROWS, c, 1 + lag
@@ -343,31 +334,34 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
         if m.keep_rows != NULL:
             tile.keep = m.keep_rows + block * ROWS
         if m.trace == TRACE_MEAN:
-            own_terms(m, block, 1, coef)
-            tile.n_terms = class_terms(m, block, 1, <real *>m.class_rows, coef)
+            own_terms(m, block, 1)
+            tile.n_terms = class_terms(m, block, 1, m.class_rows)
         if sums != NULL:
             tile.sums = sums + m.block_type[block] * m.stride
         if m.trace != TRACE_NONE or c[0] != 0 or c[1] != 0 or c[2] != 0 or c[3] != 0:
             descend(&tile, &fix[0])
-            descend_rest(m, &tile, unit, <real *>tile.sums)
-            finish_dots(&current[0], &tile, &fix[0], <real *>m.edge)
+            descend_rest(m, &tile, unit, tile.sums)
+            finish_dots(&current[0], &tile, &fix[0], m.edge)
         else:  # four units at rest, or without an error
-            dot_rows(&current[0], <real *>tile.out[0], <real *>tile.out[1], <real *>tile.out[2], <real *>tile.out[3],
-                     <real *>m.pre, <real *>m.edge, m.n_rec)
+            dot_rows(&current[0], tile.out[0], tile.out[1], tile.out[2], tile.out[3],
+                     m.pre, m.edge, m.n_rec)
         for i in range(ROWS):
             if unit[i] >= 0:
-                (<real *>m.current)[unit[i]] = current[i]
+                m.current[unit[i]] = current[i]
 
 
 cdef void add_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry, Py_ssize_t rank) noexcept nogil:
     """The gradient of four units, added to what has been accumulated."""
-    cdef void *rows[ROWS]
+    cdef real *rows[ROWS]
     cdef Tile tile = open_tile(m, rank, carry)
-    if n_terms or rank:
-        tile.out, tile.n_terms, tile.coef = rows, n_terms, <real *>m.coef + block * ROWS
-        tile.traces = <real *>m.traces + block * ROWS * rank * m.stride
-        unit_rows(m, block, rows, m.grad, m.stride, <real *>m.dummy)
-        add(&tile, carry)
+    cdef Py_ssize_t i
+    cdef int p
+    for i in range(ROWS):
+        p = m.unit[block * ROWS + i]
+        rows[i] = m.grad + p * m.stride if p >= 0 else m.dummy
+    tile.out, tile.n_terms, tile.coef = rows, n_terms, m.coef + block * ROWS
+    tile.traces = m.traces + block * ROWS * rank * m.stride
+    add(&tile)
 
 
 # ---------------------------------------------------------------- the `mean` factor
@@ -378,17 +372,16 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
     `follow`: taken[c, b] (64 bytes each) = lanes of what the error takes from the sum of W over the units of type c and the sources
     of type b.
     """
-    cdef Py_ssize_t size = sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), of = in_64_bytes(taken), n_lines = m.stride * size // 64
-    cdef Py_ssize_t n = n_lines * of, s = slot(m, m.t), line, j, a, b, c, at, q = 0
-    cdef const vec *before = <const vec *>m.eps + slot(m, m.t - 1) * n
+    cdef Py_ssize_t of = IN_64_BYTES, n_lines = m.stride // LINE, n = n_lines * of, s = slot(m.t), line, j, a, b, c, at, q = 0
+    cdef const vec *before = <const vec *>m.eps + slot(m.t - 1) * n
     cdef const vec *eps = <const vec *>m.eps + s * n
     cdef const vec *learned = <const vec *>m.input
     cdef const vec *own = <const vec *>m.self_traces
     cdef const vec *member = <const vec *>m.membership
     cdef const vec *factor = <const vec *>m.factor_by_unit
-    cdef const void *modulator = <const char *>m.modulator + s * r * size
-    cdef const void *K = m.K
-    cdef const void *drive = m.class_drive
+    cdef const real *modulator = m.modulator + s * r
+    cdef const real *K = m.K
+    cdef const real *drive = m.class_drive
     cdef bint autapses = m.autapses
     cdef vec *was = <vec *>m.old
     cdef vec two[2]
@@ -402,26 +395,26 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
     if r <= 2:
         was = &two[0]
         for a in range(r * r):
-            k[a], d[a] = spread(taken, K, a), spread(taken, drive, a)
+            k[a], d[a] = spread(K[a]), spread(drive[a])
         for a in range(r):
-            mod[a], factor_sum[a] = spread(taken, modulator, a), spread(taken, m.factor_sums, a)
+            mod[a], factor_sum[a] = spread(modulator[a]), spread(m.factor_sums[a])
     for j in range(4 * of):
-        sum[j] = spread(taken, &ZERO, 0)
+        sum[j] = spread(0)
     for j in range(2 * of):
-        absent[j] = spread(taken, &ZERO, 0)
+        absent[j] = spread(0)
     for line in range(n_lines):
         for j in range(of):
             for c in range(r):
-                x, total = before[q] if own == NULL else before[q] + own[c * n + q], spread(taken, &ZERO, 0)
+                x, total = before[q] if own == NULL else before[q] + own[c * n + q], spread(0)
                 for a in range(r):
                     was[a] = G[(c * r + a) * n + q]
                 for a in range(r):
-                    g = (d[c * r + a] if r <= 2 else spread(taken, drive, c * r + a)) * x
+                    g = (d[c * r + a] if r <= 2 else spread(drive[c * r + a])) * x
                     for b in range(r):
-                        g = madd(g, k[a * r + b] if r <= 2 else spread(taken, K, a * r + b), was[b])
+                        g = madd(g, k[a * r + b] if r <= 2 else spread(K[a * r + b]), was[b])
                     G[(c * r + a) * n + q] = g
                     if learn:
-                        total = madd(total, mod[a] if r <= 2 else spread(taken, modulator, a), g)
+                        total = madd(total, mod[a] if r <= 2 else spread(modulator[a]), g)
                 at = c * n + q
                 if follow or sums != NULL:
                     sums[at] += total
@@ -442,7 +435,7 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
         taken[j] = sum[j]
 
 
-cdef void mean_vectors(vec *taken, const Model *m, vec *G, vec *row, vec *sums, bint learn, bint follow) noexcept nogil:
+cdef void mean_by(vec *taken, const Model *m, vec *G, vec *row, vec *sums, bint learn, bint follow) noexcept nogil:
     if m.rank == 2 and follow:
         mean_body(taken, m, G, row, sums, 2, True, True)
     elif m.rank == 2:
@@ -453,7 +446,7 @@ cdef void mean_vectors(vec *taken, const Model *m, vec *G, vec *row, vec *sums, 
         mean_body(taken, m, G, row, sums, m.rank, learn, False)
 
 
-cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
+cdef void mean_traces(Model *m, bint learn) noexcept nogil:
     """The drives of the `mean` factor differ only by class, so one (r, Q) trace per class serves all units.
 
     G[c] = K G[c] + d[c] (eps_{t-1} + l[c]),   class_rows[c] = sum_a m[a] G[c, a], or class_sums[c] += that.
@@ -461,29 +454,25 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
     l[b] = kept[b] l[b] - (1-k) mu[b] M[b, b] eps_{t-1},   kept[b] = k - (1-k) mu[b] M[b, b],
     and the local term becomes L[p] h[p] (eps + l[type p]): class_eps.
     """
-    cdef Py_ssize_t L = 16 if real is float else 8, Q = m.stride, r = m.rank, c, q
-    cdef const real *eps_before = <real *>m.eps + slot(m, m.t - 1) * Q
-    cdef const real *eps = <real *>m.eps + slot(m, m.t) * Q
-    cdef const real *kept = <real *>m.self_drive
+    cdef real *G = m.traces
+    cdef Py_ssize_t Q = m.stride, r = m.rank, c, q
+    cdef const real *eps_before = m.eps + slot(m.t - 1) * Q
+    cdef const real *eps = m.eps + slot(m.t) * Q
+    cdef const real *kept = m.self_drive
     cdef const real *taken = kept + r
     cdef real *l
     cdef real *own
-    cdef void *sums = NULL
+    cdef real *sums = NULL
     cdef bint free = m.deferred and not constrained(m), follow = learn and free and m.online and m.follows
-    cdef f32v s_f32[4 * LANES]
-    cdef f64v s_f64[4 * LANES]
-    cdef real *s = <real *>&s_f32[0] if real is float else <real *>&s_f64[0]
+    cdef vec taken_from[4 * LANES]
     if learn and (free or not m.online):
         sums, m.summed = m.class_sums, True
-    if real is float:
-        mean_vectors(&s_f32[0], m, <f32v *>G, <f32v *>m.class_rows, <f32v *>sums, learn, follow)
-    else:
-        mean_vectors(&s_f64[0], m, <f64v *>G, <f64v *>m.class_rows, <f64v *>sums, learn, follow)
+    mean_by(&taken_from[0], m, <vec *>G, <vec *>m.class_rows, <vec *>sums, learn, follow)
     for c in range(r * r if follow else 0):
-        m.type_sums[c] -= fold(s + c * L)
+        m.type_sums[c] -= fold(<real *>&taken_from[0] + c * LINE)
     if m.self_traces != NULL:
         for c in range(r):
-            l, own = <real *>m.self_traces + c * Q, <real *>m.class_eps + (slot(m, m.t) * r + c) * Q
+            l, own = m.self_traces + c * Q, m.class_eps + (slot(m.t) * r + c) * Q
             for q in range(Q):
                 l[q] = kept[c] * l[q] - taken[c] * eps_before[q]
             for q in range(Q):
@@ -495,195 +484,185 @@ cdef void mean_traces(Model *m, bint learn, real *G) noexcept nogil:
 cdef bint any_error(Model *m, Py_ssize_t n_steps) noexcept nogil:
     cdef Py_ssize_t n
     for n in range(n_steps):
-        if m.erred[slot(m, m.t - n)]:
+        if m.erred[slot(m.t - n)]:
             return True
     return False
 
 
-cdef void settle_group(Model *m, Py_ssize_t group, real *coef) noexcept nogil:
-    """Bring one group of blocks up to date: the gradient that it owes, then its traces."""
-    cdef Py_ssize_t n_steps = m.t - m.since[group], block, n_terms
-    cdef bint exact = m.trace == TRACE_EXACT
-    cdef Py_ssize_t rank = m.rank if exact and m.since[group] else 0
-    cdef const real *carry = <real *>m.back + (SLOTS + n_steps) * m.rank
-    if not m.online and any_error(m, n_steps):
-        n_terms = gradient_terms(m, n_steps, coef) - (not exact)
-        for block in range(m.n_blocks):  # there is but one group
-            own_terms(m, block, n_terms, coef)
-            add_block(m, block, lazy_terms(m, block, n_terms, carry, coef), carry, rank)
+cdef void bring_group(Model *m, Py_ssize_t group, Py_ssize_t n_terms, const real *carry) noexcept nogil:
+    """One group of blocks: with `n_terms` what they owe to the gradient, then their traces as of now."""
+    cdef Py_ssize_t n_steps = m.t - m.since[group], block = group
+    cdef bint exact = m.trace == TRACE_EXACT, held = m.since[group] > 0, renewed = exact and not m.lazy
+    if renewed:
+        sum_awake(m, n_steps)
+    while block < m.n_blocks and (n_terms or renewed):
+        if n_terms:
+            own_terms(m, block, n_terms)
+            add_block(m, block, lazy_terms(m, block, n_terms, carry), carry, m.rank if exact and held else 0)
+        if renewed:
+            renew_block(m, block, n_steps, held)
+        block += m.n_groups
     if m.lazy:
-        follow_awake(m, n_steps, <real *>m.always)
-    elif exact:
-        sum_awake(m, n_steps, <real *>m.awake_sums)
-        block = group
-        while block < m.n_blocks:
-            renew_block(m, block, n_steps, m.since[group] > 0, coef)
-            block += m.n_groups
+        follow_awake(m, n_steps)
     m.since[group] = m.t
 
 
-cdef void close_chunk(Model *m, real *coef) noexcept nogil:
+cdef void settle_group(Model *m, Py_ssize_t group) noexcept nogil:
+    """Bring one group of blocks up to date; if a gradient is added up, there is but one."""
+    cdef Py_ssize_t n_steps = m.t - m.since[group], n_terms = 0
+    if not m.online and any_error(m, n_steps):
+        n_terms = gradient_terms(m, n_steps) - (m.trace != TRACE_EXACT)
+    bring_group(m, group, n_terms, m.back + (SLOTS + n_steps) * m.rank)
+
+
+cdef void close_chunk(Model *m) noexcept nogil:
     """The gradient of the errors of the last steps, a chunk that begins at t0: exact within, the rule's beyond.
 
     d_t = m_t + k d_{t+1} + (1-k) h_t (W^T d_{t+1}),   m = h L,   and a = what d_{t0-1} would be without an error there:
     grad += sum_t (1-k) d_t s_t^T + a eps_{t0-1}^T + sum_c (U^T a)[c] R_{t0-1}[c].  Then the traces R follow.
     """
-    cdef Py_ssize_t n_steps = m.t - m.since[0], P = m.n_places, block, n, p, at
-    cdef bint exact = m.trace == TRACE_EXACT, held = m.since[0] > 0, owed = any_error(m, n_steps)
+    cdef real *coef = m.coef
+    cdef Py_ssize_t n_steps = m.t - m.since[0], P = m.n_places, n, p, at
+    cdef bint owed = any_error(m, n_steps)
     cdef real leak = <real>m.leak, take = <real>(1 - m.leak)
-    cdef real *d = <real *>m.input
-    cdef real *back = <real *>m.current
-    cdef real *modulator = <real *>m.modulator
+    cdef real *d = m.input
+    cdef real *back = m.current
+    cdef real *modulator = m.modulator
     cdef const real *h
     cdef const real *local
     if owed:
         memset(d, 0, m.n_rec * sizeof(real))
         memset(coef, 0, (n_steps + 1) * P * sizeof(real))
         for n in range(n_steps + 1):
-            h, local = <real *>m.h_past + slot(m, m.t - n) * P, <real *>m.local + slot(m, m.t - n) * P
+            h, local = m.h_past + slot(m.t - n) * P, m.local + slot(m.t - n) * P
             through_w(m, back, d)
             for p in range(m.n_rec):
                 at = m.place[p]
                 d[p] = leak * d[p] + h[at] * back[p]
-                if n < n_steps and m.erred[slot(m, m.t - n)]:
+                if n < n_steps and m.erred[slot(m.t - n)]:
                     d[p] += local[at]
                 coef[n * P + at] = d[p] if n == n_steps else take * d[p]
-            m.terms[n] = <real *>(m.eps if n == n_steps else m.sources) + slot(m, m.t - n) * m.stride
+            m.terms[n] = (m.eps if n == n_steps else m.sources) + slot(m.t - n) * m.stride
         if m.rank:
-            matvec(modulator, <const real *>m.u, coef + n_steps * P, m.rank, P)
+            matvec(modulator, m.u, coef + n_steps * P, m.rank, P)
     if m.follows:
-        filter_powers(m, n_steps, <real *>m.power_K)
-    if exact and not m.lazy:
-        sum_awake(m, n_steps, <real *>m.awake_sums)
-    for block in range(m.n_blocks):
-        if owed:
-            add_block(m, block, lazy_terms(m, block, n_steps + 1, modulator, coef), modulator, m.rank if exact and held else 0)
-        if exact and not m.lazy:
-            renew_block(m, block, n_steps, held, coef)
-    if m.lazy:
-        follow_awake(m, n_steps, <real *>m.always)
-    m.since[0] = m.t
+        filter_powers(m, n_steps)
+    bring_group(m, 0, n_steps + 1 if owed else 0, modulator)
 
 
-cdef void settle(Model *m, real *coef) noexcept nogil:
+cdef void settle(Model *m) noexcept nogil:
     """Bring everything up to date, so that the gradient is complete and the filter may change."""
     cdef Py_ssize_t group, block, n_steps = 0
     if m.sparse:
         if m.unwritten:
-            scatter(m, <real *>m.packed)
+            scatter(m)
         return
     if m.exact_steps:
         if m.t > m.since[0]:
-            close_chunk(m, coef)
+            close_chunk(m)
         return
     for group in range(m.n_groups):
         n_steps = max(n_steps, m.t - m.since[group])
+    if m.follows and m.trace == TRACE_EXACT:
+        filter_powers(m, n_steps)
     if m.deferred:
-        if m.follows and m.trace == TRACE_EXACT:
-            filter_powers(m, n_steps, <real *>m.power_K)
         for group in range(m.n_groups):
             if m.since[group] < m.t or m.summed:
-                write_group(m, group, True, coef)
+                write_group(m, group, True)
         m.ahead = m.ahead and not m.summed  # W z was taken without them
         m.summed = False
-        go_on(m, False, <real *>m.by_source, <const real *>m.still)  # of a chunk that came to no end
+        go_on(m, False)  # of a chunk that came to no end
         return
-    if n_steps:
-        if m.trace == TRACE_EXACT:
-            if m.follows:
-                filter_powers(m, n_steps, <real *>m.power_K)
-            if not m.online and any_error(m, n_steps):
-                carry_back(m, n_steps, <real *>m.back)
-        for group in range(m.n_groups):
-            if m.since[group] < m.t:
-                settle_group(m, group, coef)
+    if m.trace == TRACE_EXACT and not m.online and any_error(m, n_steps):
+        carry_back(m, n_steps)
+    for group in range(m.n_groups):
+        if m.since[group] < m.t:
+            settle_group(m, group)
     if m.summed:
         for block in range(m.n_blocks):
-            add_block(m, block, class_terms(m, block, 0, <real *>m.class_sums, coef), <real *>NULL, 0)
+            add_block(m, block, class_terms(m, block, 0, m.class_sums), NULL, 0)
         memset(m.class_sums, 0, m.rank * m.stride * sizeof(real))
         m.summed = False
 
 
-cdef void trace_and_learn(Model *m, bint learn, const real *signal) noexcept nogil:
+cdef void trace_and_learn(Model *m, bint learn) noexcept nogil:
     """Advance the traces by one step and, with an error, learn: each matrix is passed over once."""
-    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m, m.t), due = m.t % m.n_groups if m.n_groups > 1 else 0, block, p, n_steps = 0
-    cdef real *local = <real *>m.local + s * m.n_places
-    cdef real *modulator = <real *>m.modulator + s * r
-    cdef real *coef = <real *>m.coef
-    cdef real *learned = <real *>m.input
-    cdef const real *h = <const real *>m.h
+    cdef const real *signal = m.signal
+    cdef Py_ssize_t n = m.n_rec, r = m.rank, s = slot(m.t), due = m.t % m.n_groups if m.n_groups > 1 else 0, block, p, n_steps = 0
+    cdef real *local = m.local + s * m.n_places
+    cdef real *modulator = m.modulator + s * r
+    cdef real *learned = m.input
+    cdef const real *h = m.h
     cdef real scale = <real>m.lr if m.online or m.frozen else 1
     cdef bint refresh, exact = m.trace == TRACE_EXACT
     m.erred[s] = learn
     if m.keeps_h:
-        keep_h(m, <real *>m.h_past)
+        keep_h(m)
     if m.h_sum != NULL:
-        axpy(<real *>m.h_sum, <real>1, h, n)
+        axpy(m.h_sum, <real>1, h, n)
         m.h_count += 1
     if learn:
         for p in range(n):
             learned[p] = scale * signal[p] * h[p]
         by_place(m, local, learned, False)
         if r:
-            matvec(modulator, <const real *>m.u, local, r, m.n_places)
+            matvec(modulator, m.u, local, r, m.n_places)
     if m.follows and m.trace == TRACE_EXACT:
-        memcpy(<real *>m.past_K + s * r * r, m.K, r * r * sizeof(real))
-        memcpy(<real *>m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
+        memcpy(m.past_K + s * r * r, m.K, r * r * sizeof(real))
+        memcpy(m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
     if m.trace == TRACE_MEAN:
-        mean_traces(m, learn, <real *>m.traces)
+        mean_traces(m, learn)
     if m.trace == TRACE_TAPS and learn:
         n_steps = tap_back(m, modulator)
     if m.trace == TRACE_TAPS and not m.online:
-        gradient_terms(m, n_steps, coef)
+        gradient_terms(m, n_steps)
         for block in range(m.n_blocks if learn else 0):
-            add_block(m, block, n_steps + 1, <real *>NULL, 0)
+            add_block(m, block, n_steps + 1, NULL, 0)
         m.since[0] = m.t
         return
     if not m.online:
         if m.t - m.since[0] == m.window and not m.frozen:
-            settle(m, coef)
+            settle(m)
         return
     if m.trace != TRACE_TAPS:
         n_steps = m.t - m.since[due]
     if exact and not m.sparse:
         if m.follows:
-            filter_powers(m, n_steps, <real *>m.power_K)
+            filter_powers(m, n_steps)
         if learn and not at_once(m):
-            carry_back(m, n_steps, <real *>m.back)
+            carry_back(m, n_steps)
     m.updates += learn
     refresh = learn and m.type != NULL and m.refresh_every > 0 and (m.refresh_every == 1 or m.updates % m.refresh_every == 0)
     if m.sparse:
-        packed_step(m, learn, refresh, <real *>m.type_lanes)
+        packed_step(m, learn, refresh)
         return
     if m.deferred:
-        defer(m, n_steps, learn, learned, <real *>m.back + SLOTS * r)
-        if constrained(m):
-            pass  # the sums are taken while weights are written
-        elif m.follows and exact:
-            follow_sums(m, learn, <real *>m.old)
+        defer(m, n_steps, learn, learned, m.back + SLOTS * r)
+        if m.follows and exact and not constrained(m):  # else they are taken while weights are written
+            follow_sums(m, learn)
         if at_once(m):
-            write_and_hear(m, <real *>m.placed)
+            write_and_hear(m)
         else:
-            write_group(m, due, False, coef)
+            write_group(m, due, False)
         if refresh:
             means_of_types(m)
-            derive_filter(m, <real *>m.K)
+            derive_filter(m)
         if learn and m.updates % STOCK_EVERY == 0:
             m.counted = False
         return
     m.counted = False
     if not learn:
-        settle_group(m, due, coef)
+        settle_group(m, due)
         return
 
-    line_up(<real *>m.edge, <const real *>m.pre, n)
+    line_up(m.edge, m.pre, n)
     if refresh:
         memset(m.column_sums, 0, r * m.stride * sizeof(real))
-    gradient_terms(m, n_steps if exact or m.trace == TRACE_TAPS else 0, coef)
-    descend_blocks(m, due, n_steps, <real *>m.column_sums if refresh else NULL, coef)
+    gradient_terms(m, n_steps if exact or m.trace == TRACE_TAPS else 0)
+    descend_blocks(m, due, n_steps, m.column_sums if refresh else NULL)
     m.ahead = True
     if refresh:
-        means_from_sums(m, <real *>m.column_sums)
-        derive_filter(m, <real *>m.K)
+        means_from_sums(m)
+        derive_filter(m)
         if m.trace == TRACE_TAPS and not m.fixed_taps:
-            filter_powers(m, m.n_taps, <real *>m.power_K)
+            filter_powers(m, m.n_taps)

@@ -1,11 +1,12 @@
 # Steps, streams of them, and trials from both ends.
 
 
-cdef void rest(Model *m, real *v) noexcept nogil:
+cdef void rest(Model *m) noexcept nogil:
     """The start of a trial: v = 0, z = phi(0), every trace 0; what is owed to the gradient is added first."""
-    cdef real *pre = <real *>m.pre
+    cdef real *v = m.v
+    cdef real *pre = m.pre
     cdef Py_ssize_t n = m.n_rec, Q = m.stride, group, q
-    settle(m, <real *>m.coef)
+    settle(m)
     m.t = m.owed_until = 0
     m.ahead = m.driven = False
     if m.sparse and m.trace == TRACE_EXACT:
@@ -17,24 +18,24 @@ cdef void rest(Model *m, real *v) noexcept nogil:
         memset(m.front, 0, m.n_places * sizeof(real))
         memset(m.local, 0, m.n_places * sizeof(real))
     for q in range(m.n_sources if m.deferred and m.trace == TRACE_EXACT else 0):  # else before they lie by source again
-        memset(<real *>m.by_source + q * between_sources(m) + m.n_places, 0, m.rank * m.n_places * sizeof(real))
+        memset(m.by_source + q * between_sources(m) + m.n_places, 0, m.rank * m.n_places * sizeof(real))
     if m.may_defer and m.rank:
         memset(m.onto_h, 0, SLOTS * m.n_drive * sizeof(real))
         memset(m.trace_sums, 0, m.rank * m.rank * m.rank * sizeof(double))
         memset(m.step_sums, 0, 7 * m.rank * sizeof(double))
     for group in range(m.n_groups):
         m.since[group] = 0
-    rest_lazily(m, <real *>m.always)
+    rest_lazily(m)
     memset(v, 0, n * sizeof(real))
     memset(m.eps, 0, Q * sizeof(real))
     memset(pre, 0, Q * sizeof(real))
     if m.b_rec != NULL:
         pre[n + m.n_in] = 1
-    activate(pre, <real *>m.h, v, n, m.activation)
+    activate(pre, m.h, v, n, m.activation)
     memset(m.awake, 0, m.n_places * sizeof(m.awake[0]))
-    keep_h(m, <real *>m.h_past)
+    keep_h(m)
     if m.instant:
-        follow_activity(m, <const real *>m.h)
+        follow_activity(m, m.h)
     memset(m.dummy, 0, Q * sizeof(real))
     if m.trace == TRACE_MEAN:
         memset(m.traces, 0, m.rank * m.rank * Q * sizeof(real))
@@ -42,17 +43,10 @@ cdef void rest(Model *m, real *v) noexcept nogil:
         memset(m.self_traces, 0, m.rank * Q * sizeof(real))
 
 
-cdef void take_back(Model *m) noexcept nogil:
-    """The last step was not made: what the rings hold ends before it."""
-    cdef Py_ssize_t q
-    m.t -= 1
-    for q in range(m.stride if spares(m) else 0):
-        m.spoke[q] >>= 1
-
-
 cdef Status step(Model *m, const real *x, const real *target, long long label, ErrorSource source,
                  bint learn) noexcept nogil:
     """One time step.  A refused input leaves everything as it was; a readout that diverges leaves the weights, and rest."""
+    cdef Py_ssize_t q
     if not finite(x, m.n_in):
         return X_NOT_FINITE
     if (source == FROM_TARGET or source == FROM_SIGNAL) and not finite(target, m.n_out):
@@ -60,25 +54,27 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
     if source == FROM_LABEL and not 0 <= label < m.n_out:
         return LABEL_OUT_OF_RANGE
     if m.deferred and not (m.counted or m.frozen):
-        settle(m, <real *>m.coef)
+        settle(m)
         if not m.turned:
-            bring_in(m, <real *>m.by_source)
-        take_stock(m, <real *>m.old)
+            bring_in(m)
+        take_stock(m)
     if not forward(m, x):
-        take_back(m)
-        rest(m, <real *>m.v)
+        m.t -= 1  # that step was not made: what the rings hold ends before it
+        for q in range(m.stride if spares(m) else 0):
+            m.spoke[q] >>= 1
+        rest(m)
         return DIVERGED
     if source == FROM_NOTHING:
         learn = False
     else:
         output_error(m, target, label, source)
     if learn:
-        learning_signal(m, <real *>m.signal)
-    trace_and_learn(m, learn, <real *>m.signal)
+        learning_signal(m, m.signal)
+    trace_and_learn(m, learn)
     if m.instant:
-        follow_activity(m, <const real *>m.h)
+        follow_activity(m, m.h)
     if learn:
-        learn_readout(m, <real *>m.error, <real *>m.pre)
+        learn_readout(m, m.error, m.pre)
     return OK
 
 
@@ -90,34 +86,34 @@ cdef ErrorSource source_at(Trials *trial, Py_ssize_t t) noexcept nogil:
     return FROM_LABEL if trial.label != NULL else FROM_NOTHING
 
 
-cdef Status step_of(Model *m, Trials *trial, Py_ssize_t t, const real *x) noexcept nogil:
+cdef Status step_of(Model *m, Trials *trial, Py_ssize_t t) noexcept nogil:
     """Step t of a stream."""
-    cdef const real *target = <const real *>trial.target
+    cdef const real *target = trial.target
     cdef ErrorSource source = source_at(trial, t)
     cdef Status status
     trial.steps_done = t
-    status = step(m, x + t * m.n_in, target + t * m.n_out if target != NULL else NULL,
+    status = step(m, trial.x + t * m.n_in, target + t * m.n_out if target != NULL else NULL,
                   trial.label[t] if source == FROM_LABEL else 0, source, trial.learn)
     if status == OK and trial.y != NULL:
-        memcpy(<real *>trial.y + t * m.n_out, m.y, m.n_out * sizeof(real))
+        memcpy(trial.y + t * m.n_out, m.y, m.n_out * sizeof(real))
     return status
 
 
-cdef Status run(Model *m, Trials *trial, const real *x) noexcept nogil:
+cdef Status run(Model *m, Trials *trial) noexcept nogil:
     """`step` over (T, n_in); with `chunk`, one update after every so many steps and after the last."""
     cdef Status status
     cdef Py_ssize_t t
     cdef bint owed = False
     for t in range(trial.n_steps):
         owed = owed or (trial.learn and source_at(trial, t) != FROM_NOTHING)
-        status = step_of(m, trial, t, x)
+        status = step_of(m, trial, t)
         if status != OK:
             return status
         if trial.chunk and (owed or m.frozen) and ((t + 1) % trial.chunk == 0 or t + 1 == trial.n_steps):
-            end_chunk(m, owed, <real *>m.grad)
+            end_chunk(m, owed)
             owed = False
         elif m.frozen and m.t - m.since[0] == m.window:
-            write_within_chunk(m, <real *>m.coef)
+            write_within_chunk(m)
     return OK
 
 
@@ -127,22 +123,21 @@ cdef Status run_together(Model **models, Trials *trials, Record *recs, Py_ssize_
     Their input is one product of matrices, with `w`: (N + n_in (+ 1), width) zeros, scratch; or NULL: each its own.
     """
     cdef Status status = OK
-    cdef Py_ssize_t t, i, n_in = models[0].n_in, n_rec = models[0].n_rec, n_sources = n_rec + n_in + (models[0].b_rec != NULL)
-    cdef const real *x
-    cdef void *pre[TRIALS]
-    cdef void *current[TRIALS]
+    cdef Py_ssize_t t, i, n_in = models[0].n_in, n_rec = models[0].n_rec
+    cdef real *pre[TRIALS]
+    cdef real *current[TRIALS]
     if w != NULL:
         turn(models[0], w, width, False, False)
     for i in range(n):
         pre[i], current[i] = models[i].pre, models[i].current
     for t in range(trials[0].n_steps):
         for i in range(n if w != NULL else 0):
-            memcpy(<real *>pre[i] + n_rec, <const real *>trials[i].x + t * n_in, n_in * sizeof(real))
+            memcpy(pre[i] + n_rec, trials[i].x + t * n_in, n_in * sizeof(real))
         if w != NULL:
-            matmul(current, pre, n, w, n_sources, width // LANES)
+            matmul(current, pre, n, w, models[0].n_sources, width // LANES)
         for i in range(n):
-            models[i].driven, x = w != NULL, <const real *>trials[i].x
-            status = step_of(models[i], &trials[i], t, x) if recs == NULL else record_step(models[i], &trials[i], &recs[i], t, x)
+            models[i].driven = w != NULL
+            status = step_of(models[i], &trials[i], t) if recs == NULL else record_step(models[i], &trials[i], &recs[i], t)
             if status != OK:
                 trials[0].failed = i
                 break
@@ -153,67 +148,68 @@ cdef Status run_together(Model **models, Trials *trials, Record *recs, Py_ssize_
     return status
 
 
-cdef void descend_recurrent(Model *m, real *grad) noexcept nogil:
+cdef void descend_recurrent(Model *m) noexcept nogil:
     """W, W_in and b by the gradient that has been added up, which starts again from zero."""
+    cdef real *grad = m.grad
     cdef Py_ssize_t p, q, n = m.n_rec, Q = m.stride
     cdef real lr = <real>m.lr, own
     cdef real *w
     cdef real *g
-    settle(m, <real *>m.coef)
+    settle(m)
     for p in range(n):
-        w, g, own = <real *>m.w_rec + p * n, grad + p * Q, (<real *>m.w_rec)[p * n + p]
+        w, g, own = m.w_rec + p * n, grad + p * Q, m.w_rec[p * n + p]
         if m.keep != NULL:
             for q in range(n):
                 g[q] = g[q] if m.keep[p * n + q] else 0
-        descend_row(w, g, 1, lr, <const real *>m.sign, n)
+        descend_row(w, g, 1, lr, m.sign, n)
         if not m.autapses:
             w[p] = own
-        axpy(<real *>m.w_in + p * m.n_in, -lr, g + n, m.n_in)
+        axpy(m.w_in + p * m.n_in, -lr, g + n, m.n_in)
         if m.b_rec != NULL:
-            (<real *>m.b_rec)[p] -= lr * g[n + m.n_in]
+            m.b_rec[p] -= lr * g[n + m.n_in]
     memset(m.grad, 0, n * Q * sizeof(real))
 
 
-cdef void end_chunk(Model *m, bint learn, real *grad) noexcept nogil:
+cdef void end_chunk(Model *m, bint learn) noexcept nogil:
     """With `learn` one update by all errors since the last."""
     cdef Py_ssize_t o, n = m.n_rec
     cdef real lr = <real>m.lr
     if m.frozen:
-        write_chunk(m, learn, <real *>m.coef)
-        go_on(m, True, <real *>m.by_source, <const real *>m.still)
+        write_chunk(m, learn)
+        go_on(m, True)
     else:
-        descend_recurrent(m, grad)
+        descend_recurrent(m)
     if not learn:
         return
     for o in range(m.n_out):
-        descend_row(<real *>m.w_out + o * n, <real *>m.grad_w_out + o * n, 1, lr, <const real *>m.sign, n)
-    axpy(<real *>m.b_out, -lr, <real *>m.grad_b_out, m.n_out)
+        descend_row(m.w_out + o * n, m.grad_w_out + o * n, 1, lr, m.sign, n)
+    axpy(m.b_out, -lr, m.grad_b_out, m.n_out)
     memset(m.grad_w_out, 0, m.n_out * n * sizeof(real))
     memset(m.grad_b_out, 0, m.n_out * sizeof(real))
     m.updates += 1
     if m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0:
-        refresh_filter(m, <real *>m.w_rec)
+        refresh_filter(m)
 
 
 # ---------------------------------------------------------------- the adjoint form
 
-cdef Status record_step(Model *m, Trials *trial, Record *rec, Py_ssize_t t, const real *x) noexcept nogil:
+cdef Status record_step(Model *m, Trials *trial, Record *rec, Py_ssize_t t) noexcept nogil:
     """Step t of a trial, without traces, and what `adjoint` needs of it; the readout's gradient is added on the way."""
-    cdef const real *target = <const real *>trial.target
+    cdef const real *target = trial.target
     cdef Py_ssize_t n = m.n_rec, Q = m.stride
-    cdef real *pre = <real *>rec.pre + t * Q
-    cdef real *signal = <real *>rec.signal + t * n
+    cdef real *pre = rec.pre + t * Q
+    cdef real *signal = rec.signal + t * n
     cdef ErrorSource source = source_at(trial, t)
     trial.steps_done = t
     memcpy(pre, m.pre, n * sizeof(real))  # z_{t-1}: forward overwrites it
-    if not forward(m, x + t * m.n_in):
+    if not forward(m, trial.x + t * m.n_in):
         return DIVERGED
-    memcpy(pre + n, <real *>m.pre + n, (Q - n) * sizeof(real))
+    memcpy(pre + n, m.pre + n, (Q - n) * sizeof(real))
     if rec.eps != NULL:
-        memcpy(<real *>rec.eps + t * Q, <real *>m.eps + slot(m, m.t) * Q, Q * sizeof(real))
-    memcpy(<real *>rec.h + t * n, m.h, n * sizeof(real))
+        memcpy(rec.eps + t * Q, m.eps + slot(m.t) * Q, Q * sizeof(real))
+    memcpy(rec.h + t * n, m.h, n * sizeof(real))
     if m.h_sum != NULL:
-        axpy(<real *>m.h_sum, <real>1, <real *>m.h, n)
+        axpy(m.h_sum, <real>1, m.h, n)
         m.h_count += 1
     if source == FROM_NOTHING:
         memset(signal, 0, n * sizeof(real))
@@ -221,21 +217,20 @@ cdef Status record_step(Model *m, Trials *trial, Record *rec, Py_ssize_t t, cons
     output_error(m, target + t * m.n_out if target != NULL else NULL,
                  trial.label[t] if source == FROM_LABEL else 0, source)
     learning_signal(m, signal)
-    learn_readout(m, <real *>m.error, <real *>m.pre)
+    learn_readout(m, m.error, m.pre)
     return OK
 
 
 cdef void through_modulators(Model *m, real *back, const real *lam) noexcept nogil:
     """back = (1-k) (U V)^T lam: two skinny products."""
-    cdef real *placed = <real *>m.local
-    cdef real *modulator = <real *>m.modulator
-    cdef const real *drive = <real *>m.drive
+    cdef real *placed = m.local
+    cdef real *modulator = m.modulator
+    cdef const real *drive = m.drive
     cdef Py_ssize_t p, a, r = m.rank
-    for p in range(m.n_rec):
-        placed[m.place[p]] = lam[p]
-        back[p] = 0
+    memset(back, 0, m.n_rec * sizeof(real))
+    by_place(m, placed, lam, False)
     if r:
-        matvec(modulator, <const real *>m.u, placed, r, m.n_places)
+        matvec(modulator, m.u, placed, r, m.n_places)
     for p in range(m.n_rec):
         for a in range(r):
             back[p] += drive[m.drive_class[p] * r + a] * modulator[a]
@@ -243,32 +238,31 @@ cdef void through_modulators(Model *m, real *back, const real *lam) noexcept nog
 
 cdef void through_taps(Model *m, real *back, const real *direct, Py_ssize_t t, Py_ssize_t later) noexcept nogil:
     """back = sum_n F_n^T of the modulators of up to `later` steps from t on; then those of t itself are kept."""
-    cdef real *placed = <real *>m.local
-    cdef const real *F = <real *>m.power_drive
+    cdef real *placed = m.local
+    cdef const real *F = m.power_drive
     cdef const real *modulator
     cdef Py_ssize_t n, p, a, r = m.rank, D = m.n_drive
     memset(back, 0, m.n_rec * sizeof(real))
     for n in range(1, min(m.n_taps, later) + 1):
-        modulator = <real *>m.modulator + slot(m, t + n) * r
+        modulator = m.modulator + slot(t + n) * r
         for p in range(m.n_rec):
             for a in range(r):
                 back[p] += F[(n * r + a) * D + m.drive_class[p]] * modulator[a]
-    for p in range(m.n_rec):
-        placed[m.place[p]] = direct[p]
-    matvec(<real *>m.modulator + slot(m, t) * r, <const real *>m.u, placed, r, m.n_places)
+    by_place(m, placed, direct, False)
+    matvec(m.modulator + slot(t) * r, m.u, placed, r, m.n_places)
 
 
-cdef void through_together(Model **models, void **back, void **lam, Py_ssize_t n, const real *w, Py_ssize_t width) noexcept nogil:
+cdef void through_together(Model **models, real **back, real **lam, Py_ssize_t n, const real *w, Py_ssize_t width) noexcept nogil:
     """back[i] = (1-k) W^T lam[i]: one product of matrices, with W in lines, or without each its own."""
     cdef Py_ssize_t i, p
     for i in range(n if w == NULL else 0):
-        through_w(models[i], <real *>back[i], <const real *>lam[i])
+        through_w(models[i], back[i], lam[i])
     if w == NULL:
         return
     matmul(back, lam, n, w, models[0].n_rec, width // LANES)
     for i in range(n):
         for p in range(models[0].n_rec):
-            (<real *>back[i])[p] *= <real>(1 - models[0].leak)
+            back[i][p] *= <real>(1 - models[0].leak)
 
 
 cdef void adjoint(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py_ssize_t n_steps, real *w, Py_ssize_t width) noexcept nogil:
@@ -289,16 +283,16 @@ cdef void adjoint(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py
     cdef Py_ssize_t i, p, t, n_rec = models[0].n_rec
     cdef Adjoint kind = how.kind
     cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1
-    cdef void *lam[TRIALS]
-    cdef void *back[TRIALS]
-    cdef void *d[TRIALS]
-    cdef void *direct[TRIALS]
+    cdef real *lam[TRIALS]
+    cdef real *back[TRIALS]
+    cdef real *d[TRIALS]
+    cdef real *direct[TRIALS]
     if how.horizon:
         for i in range(n):
-            truncated(models[i], &recs[i], how.horizon, <real *>recs[i].signal, n_steps)
+            truncated(models[i], &recs[i], how.horizon, recs[i].signal, n_steps)
         return
     for p in range(n_rec if w != NULL else 0):
-        memcpy(w + p * width, <const real *>models[0].w_rec + p * n_rec, n_rec * sizeof(real))
+        memcpy(w + p * width, models[0].w_rec + p * n_rec, n_rec * sizeof(real))
     for i in range(n):
         lam[i], back[i], d[i], direct[i] = models[i].signal, models[i].current, recs[i].d, models[i].input
         memset(lam[i], 0, n_rec * sizeof(real))
@@ -309,30 +303,30 @@ cdef void adjoint(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py
         if how.cells:
             through_together(models, back, lam, n, w, width)
         for i in range(n):
-            adjoint_step(models[i], &recs[i], &how[i], t, n_steps, <real *>how[i].mu, onto_sources)
+            adjoint_step(models[i], &recs[i], &how[i], t, n_steps, how[i].mu, onto_sources)
     for i in range(n):
         if how.exact_steps:
-            add_products(models[i], <real *>recs[i].exact_rows, <real *>recs[i].pre, n_steps)
-        add_products(models[i], <real *>recs[i].rows, <real *>(recs[i].pre if onto_sources else recs[i].eps), n_steps)
+            add_products(models[i], recs[i].exact_rows, recs[i].pre, n_steps)
+        add_products(models[i], recs[i].rows, recs[i].pre if onto_sources else recs[i].eps, n_steps)
 
 
 cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t, Py_ssize_t n_steps, real *mu, bint onto_sources) noexcept nogil:
     """One step of `adjoint`; the products with W^T, of d in `input`, are at hand."""
-    cdef real *lam = <real *>m.signal
-    cdef real *back = <real *>m.current
-    cdef const real *through_d = <const real *>m.input
-    cdef real *d = <real *>rec.d
+    cdef real *lam = m.signal
+    cdef real *back = m.current
+    cdef const real *through_d = m.input
+    cdef real *d = rec.d
     cdef Py_ssize_t p, n = m.n_rec, b = how.exact_steps
-    cdef const real *L = <const real *>rec.signal + t * n
-    cdef const real *h = <const real *>rec.h + t * n
-    cdef real *rows = <real *>rec.rows + t * n
+    cdef const real *L = rec.signal + t * n
+    cdef const real *h = rec.h + t * n
+    cdef real *rows = rec.rows + t * n
     cdef real *exact
     cdef Adjoint kind = how.kind
-    cdef const real *f = <const real *>how.hbar if kind == ADJOINT_RUNNING else h
+    cdef const real *f = how.hbar if kind == ADJOINT_RUNNING else h
     cdef real keep = 0 if m.one_tap else <real>m.leak, leak = <real>m.leak, take = <real>(1 - m.leak), direct
     cdef bint last
     if b:
-        exact, last = <real *>rec.exact_rows + t * n, (t + 1) % b == 0  # behind the last step d is 0
+        exact, last = rec.exact_rows + t * n, (t + 1) % b == 0  # behind the last step d is 0
         for p in range(n):
             direct = leak * d[p] + h[p] * through_d[p]
             d[p] = h[p] * L[p] + (0 if last else direct)
@@ -347,7 +341,7 @@ cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t
         through_taps(m, back, rows, t, n_steps - 1 - t)
     elif kind == ADJOINT_SNAP1:
         for p in range(n):
-            back[p] = take * (<real *>m.w_rec)[p * n + p] * lam[p]
+            back[p] = take * m.w_rec[p * n + p] * lam[p]
     elif not how.cells:
         through_modulators(m, back, lam)
     if m.instant:
@@ -355,7 +349,7 @@ cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t
         for p in range(n):
             mu[p] = <real>m.type_mu[m.type[p]]
     for p in range(n if kind == ADJOINT_MEAN and not m.self_modulation else 0):
-        back[p] -= (<real *>m.drive)[m.type[p] * m.rank + m.type[p]] * lam[p]  # the diagonal, to the bit
+        back[p] -= m.drive[m.type[p] * m.rank + m.type[p]] * lam[p]  # the diagonal, to the bit
     for p in range(n):
         lam[p] = rows[p] + keep * lam[p]
         if kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1:
@@ -367,37 +361,35 @@ cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t
 
 cdef void truncated(Model *m, Record *rec, Py_ssize_t horizon, real *d, Py_ssize_t n_steps) noexcept nogil:
     """TBPTT: the adjoints d_t of all errors, pulled back one step at a time; grad += (1-k) sum_{age < horizon} sum_t d_t s_{t-age}^T."""
-    cdef real *back = <real *>m.current
+    cdef real *back = m.current
     cdef const real *h
-    cdef real *rows = <real *>rec.rows
+    cdef real *rows = rec.rows
     cdef real leak = <real>m.leak, take = <real>(1 - m.leak)
     cdef Py_ssize_t age, t, p, n = m.n_rec
     for p in range(n_steps * n):
-        d[p] *= (<real *>rec.h)[p]  # h L
+        d[p] *= rec.h[p]  # h L
     memset(rows, 0, n_steps * n * sizeof(real))
     for age in range(min(horizon, n_steps)):
         for t in range(age, n_steps):
             axpy(rows + (t - age) * n, take, d + t * n, n)
             if t > age:
-                h = <real *>rec.h + (t - age - 1) * n
+                h = rec.h + (t - age - 1) * n
                 through_w(m, back, d + t * n)
                 for p in range(n):
                     d[t * n + p] = leak * d[t * n + p] + h[p] * back[p]
-    add_products(m, rows, <real *>rec.pre, n_steps)
+    add_products(m, rows, rec.pre, n_steps)
 
 
 cdef void add_products(Model *m, const real *rows, const real *sources, Py_ssize_t n_steps) noexcept nogil:
     """grad[p, q] += sum_t rows[t, p] sources[t, q]; many steps for each pass over grad.  (N, Q), (T, N), (T, Q)."""
-    cdef real *coef = <real *>m.coef
-    cdef Py_ssize_t block, p, t, first = 0, last, n = m.n_rec, P = m.n_places
+    cdef real *coef = m.coef
+    cdef Py_ssize_t block, t, first = 0, last, n = m.n_rec, P = m.n_places
     memset(coef, 0, SLOTS * P * sizeof(real))
     while first < n_steps:
         last = min(first + SLOTS, n_steps)
         for t in range(first, last):
-            m.terms[t - first] = <void *>(sources + t * m.stride)
-        for t in range(first, last):
-            for p in range(n):
-                coef[(t - first) * P + m.place[p]] = rows[t * n + p]
+            m.terms[t - first] = <real *>sources + t * m.stride
+            by_place(m, coef + (t - first) * P, rows + t * n, False)
         for block in range(m.n_blocks):
-            add_block(m, block, last - first, <real *>NULL, 0)
+            add_block(m, block, last - first, NULL, 0)
         first = last

@@ -25,40 +25,40 @@ cdef enum:
 
 # An update of some sources.
 ctypedef struct Writing:
-    const void *of_type[2]
-    void *rows                 # (n_sources, 1 + rank, width)
+    const real *of_type[2]
+    real *rows                 # (n_sources, 1 + rank, width)
     Py_ssize_t width           # P
     bint far, remote           # they are not in the caches of one core, or far too large for these: see CACHED
-    const void *carry          # (rank,) what the traces count for; in `write_and_hear` the modulators of the step
-    const void *K              # (rank, rank) what becomes of them
+    const real *carry          # (rank,) what the traces count for; in `write_and_hear` the modulators of the step
+    const real *K              # (rank, rank) what becomes of them
     Py_ssize_t n_terms, n_traced, n_classes, type
-    const void *terms[SLOTS + 2]  # (Q,) rows: the first n_traced count for the traces, too
-    const void *local[SLOTS + 2]  # (P,) what they count for
-    const void *h[SLOTS]          # of those, (P,) rows; what counts for them
-    const void *onto[SLOTS]       # in the weights, (D,)
-    const void *drives[SLOTS]     # and in the traces, (rank, D)
-    void *coef                 # scratch, see `prepare`
+    const real *terms[SLOTS + 2]  # (Q,) rows: the first n_traced count for the traces, too
+    const real *local[SLOTS + 2]  # (P,) what they count for
+    const real *h[SLOTS]          # of those, (P,) rows; what counts for them
+    const real *onto[SLOTS]       # in the weights, (D,)
+    const real *drives[SLOTS]     # and in the traces, (rank, D)
+    real *coef                 # scratch, see `prepare`
     bint spared                # as sums over s_t
-    const void *sent[SLOTS]    # (Q,) (1-k) s_t of n steps ago
+    const real *sent[SLOTS]    # (Q,) (1-k) s_t of n steps ago
     const unsigned int *spoke  # (Q,) bit n: whether it is not 0
-    void *tally                # of `write_and_hear`, see there
-    void *missing              # (N,) what the weights of units from themselves were written too little
-    const void *keep           # (1,) k
+    real *tally                # of `write_and_hear`, see there
+    real *missing              # (N,) what the weights of units from themselves were written too little
+    const real *keep           # (1,) k
 
 
-cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint spared,
+cdef inline void prepare(vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint spared,
                          Classes of) noexcept nogil:
     """What traced terms count for at some places, (n_traced, 1 + rank, size): c in the weights, and in the traces.
 
     With `spared` C, from that of now on, (n_traced + 1, 1 + rank, size).
     """
-    cdef Py_ssize_t apart = it.n_classes * sizeof(vec) // (F32_LANES if vec is f32v else F64_LANES), n, k
+    cdef Py_ssize_t n, k
     cdef const vec *h
     cdef const vec *local
-    cdef const void *drive
-    cdef vec d = spread(kind, &ZERO, 0), e = d, f = d, keep = d, x
+    cdef const real *drive
+    cdef vec d = spread(0), e = d, f = d, keep = d, x
     if spared:
-        keep = spread(kind, it.keep, 0)
+        keep = spread(it.keep[0])
         for k in range(size):
             out[k] = -(<const vec *>it.local[it.n_traced])[v + k] if owed else d
         for k in range(size, (1 + rank) * size):
@@ -67,17 +67,17 @@ cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_
     for n in range(it.n_traced):
         h, local, drive = <const vec *>it.h[n] + v, <const vec *>it.local[n] + v, it.drives[n]
         if of == ONE_TYPE:
-            d, e = spread(kind, it.onto[n], it.type), spread(kind, drive, it.type)
+            d, e = spread(it.onto[n][it.type]), spread(drive[it.type])
             if rank == 2:
-                f = spread(kind, <const char *>drive + apart, it.type)
+                f = spread(drive[it.n_classes + it.type])
         for k in range(size):
             x = h[k]
             if of != ONE_TYPE:
-                e = counts_for(kind, drive, it.type, v + k, <const void **>it.of_type, of)
+                e = counts_for(drive, it.type, v + k, <const real **>it.of_type, of)
                 if owed:
-                    d = counts_for(kind, it.onto[n], it.type, v + k, <const void **>it.of_type, of)
+                    d = counts_for(it.onto[n], it.type, v + k, <const real **>it.of_type, of)
                 if rank == 2:
-                    f = counts_for(kind, <const char *>drive + apart, it.type, v + k, <const void **>it.of_type, of)
+                    f = counts_for(drive + it.n_classes, it.type, v + k, <const real **>it.of_type, of)
             if owed:
                 out[k] = madd(-local[k], -d, x)
             out[size + k] = e * x
@@ -88,20 +88,20 @@ cdef inline void prepare(const vec *kind, vec *out, const Writing *it, Py_ssize_
         out += (1 + rank) * size
 
 
-cdef inline void prepare_for(const vec *kind, vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint spared,
+cdef inline void prepare_for(vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint spared,
                              Classes of) noexcept nogil:
     if of == ONE_TYPE:
-        prepare(kind, out, it, v, size, rank, owed, spared, ONE_TYPE)
+        prepare(out, it, v, size, rank, owed, spared, ONE_TYPE)
     elif of == TWO_TYPES:
-        prepare(kind, out, it, v, size, rank, owed, spared, TWO_TYPES)
+        prepare(out, it, v, size, rank, owed, spared, TWO_TYPES)
     else:
-        prepare(kind, out, it, v, size, rank, owed, spared, BY_PLACE)
+        prepare(out, it, v, size, rank, owed, spared, BY_PLACE)
 
 
-cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const vec *K, const vec *coef, const vec **rest, const vec *eps, Py_ssize_t v,
+cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const vec *K, const vec *coef, const vec **rest, const real *eps, Py_ssize_t v,
                             Py_ssize_t size, Py_ssize_t wide, Py_ssize_t rank, bint owed) noexcept nogil:
     """So many vectors of TOGETHER sources, one where there are traces: each is read and written once, however many terms there are."""
-    cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * V, n, i, k, at = 0
+    cdef Py_ssize_t V = it.width // VEC_LANES, apart = (1 + rank) * V, n, i, k, at = 0
     cdef vec w[4 * TOGETHER]
     cdef vec R0[TOGETHER]
     cdef vec R1[TOGETHER]
@@ -134,7 +134,7 @@ cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const
             if rank == 2:
                 c = coef[2 * size + k]
             for i in range(TOGETHER):
-                e = spread(row, eps, at + i)
+                e = spread(eps[at + i])
                 if owed:
                     w[wide * i + k] = madd(w[wide * i + k], a, e)
                 R0[i] = madd(R0[i], b, e)
@@ -146,7 +146,7 @@ cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const
         for k in range(wide):
             a = rest[n][v + k]
             for i in range(TOGETHER):
-                w[wide * i + k] = msub(w[wide * i + k], a, spread(row, eps, at + i))
+                w[wide * i + k] = msub(w[wide * i + k], a, spread(eps[at + i]))
         at += TOGETHER
     for i in range(TOGETHER):
         for k in range(wide):
@@ -158,25 +158,24 @@ cdef inline void write_some(vec *row, const Writing *it, const vec *carry, const
                 row[i * apart + 2 * V + k] = R1[i]
 
 
-cdef inline void write_together(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+cdef inline void write_together(const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
                                 bint owed, Classes of) noexcept nogil:
     """By stretches of places: what terms count for there stays in the first cache."""
-    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, V = it.width // lanes, size = sizeof(vec) // lanes
-    cdef Py_ssize_t stop, at, q, n
+    cdef Py_ssize_t V = it.width // VEC_LANES, stop, at, q, n
     cdef vec *coef = <vec *>it.coef
-    cdef vec eps[(SLOTS + 2) * TOGETHER]
+    cdef real eps[(SLOTS + 2) * TOGETHER]
     cdef const vec *rest[SLOTS + 2]
     cdef vec carry[2]
     cdef vec K[4]
     cdef vec *rows
     for n in range(rank):
-        carry[n] = -spread(kind, it.carry, n)
+        carry[n] = -spread(it.carry[n])
     for n in range(rank * rank):
-        K[n] = spread(kind, it.K, n)
+        K[n] = spread(it.K[n])
     while v < end:
-        stop, q = min(v + (STRETCH_WRITTEN if rank else 8) * per_line(kind), end), first
+        stop, q = min(v + (STRETCH_WRITTEN if rank else 8) * PER_LINE, end), first
         if rank:
-            prepare_for(kind, coef, it, v, stop - v, rank, owed, False, of)
+            prepare_for(coef, it, v, stop - v, rank, owed, False, of)
         for n in range(it.n_traced if rank else 0, it.n_terms):
             rest[n] = <const vec *>it.local[n] + v
             if it.far and not rank:  # whole rows apart, they would be in each other's way in the first cache
@@ -185,8 +184,8 @@ cdef inline void write_together(const vec *kind, const Writing *it, Py_ssize_t f
         while q < last:
             rows, at = <vec *>it.rows + q * (1 + rank) * V, v
             for n in range(it.n_terms):
-                memcpy(<char *>&eps[0] + n * TOGETHER * size, <const char *>it.terms[n] + q * size, TOGETHER * size)
-            while rank == 0 and many(kind) and at + 4 <= stop:  # sixteen chains of additions
+                memcpy(eps + n * TOGETHER, it.terms[n] + q, TOGETHER * sizeof(real))
+            while rank == 0 and MANY and at + 4 <= stop:  # sixteen chains of additions
                 write_some(rows + at, it, carry, K, coef, rest, eps, at - v, stop - v, 4, 0, True)
                 at += 4
             while rank == 0 and at + 2 <= stop:
@@ -202,15 +201,15 @@ cdef inline void write_together(const vec *kind, const Writing *it, Py_ssize_t f
 cdef inline void write_one(vec *row, const Writing *it, const vec *carry, const vec *K, const vec *coef, Py_ssize_t q, Py_ssize_t wide,
                            Py_ssize_t rank, bint owed) noexcept nogil:
     """So many vectors of one source, by sums over s_t."""
-    cdef Py_ssize_t V = it.width // (F32_LANES if vec is f32v else F64_LANES), apart = (1 + rank) * wide, M = it.n_traced, n, k
+    cdef Py_ssize_t V = it.width // VEC_LANES, apart = (1 + rank) * wide, M = it.n_traced, n, k
     cdef unsigned int spoke = it.spoke[q] & <unsigned int>0xFFFFFFFF >> (32 - M)
     cdef vec w[4]
     cdef vec R0[4]
     cdef vec R1[4]
-    cdef vec a, b, e = spread(row, it.terms[M - 1], q)
+    cdef vec a, b, e = spread(it.terms[M - 1][q])
     cdef const vec *c = coef + M * apart
     for k in range(wide):
-        for n in range(1 + rank if it.far and k % in_64_bytes(row) == 0 else 0):
+        for n in range(1 + rank if it.far and k % IN_64_BYTES == 0 else 0):
             prefetch(row + (FEW_SOURCES * (1 + rank) + n) * V + k)
         a = row[V + k]
         R0[k] = madd(K[0] * a, c[wide + k], e)
@@ -225,7 +224,7 @@ cdef inline void write_one(vec *row, const Writing *it, const vec *carry, const 
     while spoke:
         n = lowest(spoke)
         spoke &= spoke - 1
-        c, e = coef + n * apart, spread(row, it.sent[n], q)
+        c, e = coef + n * apart, spread(it.sent[n][q])
         for k in range(wide):
             if owed:
                 w[k] = madd(w[k], c[k], e)
@@ -245,10 +244,10 @@ cdef inline void write_tile(vec *row, const Writing *it, const vec *carry, const
     """So many vectors of some sources."""
     cdef Py_ssize_t q
     for q in range(first, last):
-        write_one(row + q * (1 + rank) * (it.width // (F32_LANES if vec is f32v else F64_LANES)), it, carry, K, coef, q, wide, rank, owed)
+        write_one(row + q * (1 + rank) * (it.width // VEC_LANES), it, carry, K, coef, q, wide, rank, owed)
 
 
-cdef inline void write_spared(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+cdef inline void write_spared(const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
                               bint owed, Classes of) noexcept nogil:
     """The same, by sums over s_t.
 
@@ -256,7 +255,7 @@ cdef inline void write_spared(const vec *kind, const Writing *it, Py_ssize_t fir
     and then the next tile of these, so that memory is read in stretches.  (Tile by tile of all sources it takes 1.4 times as long at 2048 units.)
     """
     cdef Py_ssize_t apart = (it.n_traced + 1) * (1 + rank), wide
-    cdef Py_ssize_t tile = 2 * in_64_bytes(kind) if it.remote else 4, stretch = STRETCH_SPARED * in_64_bytes(kind) if it.remote else 4
+    cdef Py_ssize_t tile = 2 * IN_64_BYTES if it.remote else 4, stretch = STRETCH_SPARED * IN_64_BYTES if it.remote else 4
     cdef Py_ssize_t some = FEW_SOURCES if it.remote else last - first, stop, until, at, q, n
     cdef vec *coef = <vec *>it.coef
     cdef vec *row = <vec *>it.rows
@@ -264,15 +263,15 @@ cdef inline void write_spared(const vec *kind, const Writing *it, Py_ssize_t fir
     cdef vec carry[2]
     cdef vec K[4]
     for n in range(rank):
-        carry[n] = -spread(kind, it.carry, n)
+        carry[n] = -spread(it.carry[n])
     for n in range(rank * rank):
-        K[n] = spread(kind, it.K, n)
+        K[n] = spread(it.K[n])
     while v < end:
         stop = min(v + stretch, end)
         at = v
         while at < stop:
             wide = min(tile_of(at, stop), tile)
-            prepare_for(kind, coef + (at - v) * apart, it, at, wide, rank, owed, True, of)
+            prepare_for(coef + (at - v) * apart, it, at, wide, rank, owed, True, of)
             at += wide
         q = first
         while q < last:
@@ -281,35 +280,35 @@ cdef inline void write_spared(const vec *kind, const Writing *it, Py_ssize_t fir
                 wide, c = min(tile_of(at, stop), tile), coef + (at - v) * apart
                 if wide == 4:
                     write_tile(row + at, it, carry, K, c, q, until, 4, rank, owed)
-                elif per_line(kind) < 4 and wide == 2:
+                elif PER_LINE < 4 and wide == 2:
                     write_tile(row + at, it, carry, K, c, q, until, 2, rank, owed)
-                elif per_line(kind) == 1:
+                elif PER_LINE == 1:
                     write_tile(row + at, it, carry, K, c, q, until, 1, rank, owed)
                 at += wide
             q = until
         v = stop
 
 
-cdef inline void write_by(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+cdef inline void write_by(const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
                           bint owed, Classes of) noexcept nogil:
     if rank and it.spared:
-        write_spared(kind, it, first, last, v, end, rank, owed, of)
+        write_spared(it, first, last, v, end, rank, owed, of)
     else:
-        write_together(kind, it, first, last, v, end, rank, owed, of)
+        write_together(it, first, last, v, end, rank, owed, of)
 
 
-cdef void write_vectors(const vec *kind, const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
+cdef void write(const Writing *it, Py_ssize_t first, Py_ssize_t last, Py_ssize_t v, Py_ssize_t end, Py_ssize_t rank,
                         bint owed, Classes of) noexcept nogil:
     if rank == 0:
-        write_by(kind, it, first, last, v, end, 0, True, of)
+        write_by(it, first, last, v, end, 0, True, of)
     elif rank == 1 and owed:
-        write_by(kind, it, first, last, v, end, 1, True, of)
+        write_by(it, first, last, v, end, 1, True, of)
     elif rank == 1:
-        write_by(kind, it, first, last, v, end, 1, False, of)
+        write_by(it, first, last, v, end, 1, False, of)
     elif owed:
-        write_by(kind, it, first, last, v, end, 2, True, of)
+        write_by(it, first, last, v, end, 2, True, of)
     else:
-        write_by(kind, it, first, last, v, end, 2, False, of)
+        write_by(it, first, last, v, end, 2, False, of)
 
 
 # ---------------------------------------------------------------- one step, and what the next hears
@@ -330,13 +329,13 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
     The drives are behind the `local`, and eps behind the `terms`; none of these: W stays as it is.
     `signed`: no weight crosses zero; `masked`: some do not change.  tally[b] = sums of W over the sources of type b, (n_types, P).
     """
-    cdef Py_ssize_t lanes = F32_LANES if vec is f32v else F64_LANES, P = it.width, V = P // lanes, n_own = 0 if m.autapses else m.n_rec, own, q, n, k
-    cdef const void *z = it.sent[0]  # by names of their own: no store can touch these
+    cdef Py_ssize_t P = it.width, V = P // VEC_LANES, n_own = 0 if m.autapses else m.n_rec, own, q, n, k
+    cdef const real *z = it.sent[0]  # by names of their own: no store can touch these
     cdef const int *place = m.place
-    cdef void *missing = it.missing
-    cdef const void *kept = m.self_weights
-    cdef const void *eps_row = it.terms[n_terms] if rank else NULL
-    cdef const void *terms[3]
+    cdef real *missing = it.missing
+    cdef const real *kept = m.self_weights
+    cdef const real *eps_row = it.terms[n_terms] if rank else NULL
+    cdef const real *terms[3]
     cdef bint far = it.far
     cdef vec part[4 * 3]
     cdef vec term[3]
@@ -353,31 +352,31 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
             w = (<const vec *>it.local[n])[v + k]
             part[n * wide + k] = -w if n < n_terms else w
     for k in range(rank * rank):
-        K[k] = spread(out, it.K, k)
+        K[k] = spread(it.K[k])
     for k in range(rank if n_terms else 0):
-        modulator[k] = -spread(out, it.carry, k)
+        modulator[k] = -spread(it.carry[k])
     for k in range(wide):
-        sum[k] = spread(out, &ZERO, 0)
+        sum[k] = spread(0)
     for k in range(n_types * wide):
-        tally[k] = spread(out, &ZERO, 0)
+        tally[k] = spread(0)
     row += v
     if masked:
         keep = <const vec *>m.keep_by_source + v
     for q in range(m.n_sources):
-        s = spread(out, z, q)
+        s = spread(z[q])
         if signed:
-            sign = spread(out, m.sign, q) if m.sign != NULL and q < m.n_rec else spread(out, &ZERO, 0)
+            sign = spread(m.sign[q]) if m.sign != NULL and q < m.n_rec else spread(0)
         for n in range(n_terms):
-            term[n] = spread(out, terms[n], q)
+            term[n] = spread(terms[n][q])
         if rank:
-            eps = spread(out, eps_row, q)
+            eps = spread(eps_row[q])
         if far:
             for k in range(wide):
-                if k % in_64_bytes(out) == 0:
+                if k % IN_64_BYTES == 0:
                     for n in range(1 + rank):
                         prefetch(row + (SOON * (1 + rank) + n) * V + k)
         for k in range(wide):
-            w = spread(out, &ZERO, 0) if masked else row[k]
+            w = spread(0) if masked else row[k]
             for n in range(n_terms):
                 w = madd(w, part[n * wide + k], term[n])
             if rank == 1:
@@ -396,20 +395,17 @@ cdef inline void write_and_hear_some(vec *out, vec *row, const Writing *it, cons
             if masked:
                 w = madd(row[k], keep[k], w)
             if signed:
-                w = keep_sign(w, &sign)
+                w = keep_sign(w, sign)
             if n_terms and n_types:
                 row[k] = w
             for n in range(n_types):
-                tally[n * wide + k] = madd(tally[n * wide + k], w, spread(out, m.membership, n * m.stride + q))
+                tally[n * wide + k] = madd(tally[n * wide + k], w, spread(m.membership[n * m.stride + q]))
             sum[k] = madd(sum[k], w, s)
             if n_terms and not n_types:  # only now, where there are registers enough: the sum stays in its own
                 row[k] = w
-        own = place[q] - v * lanes if q < n_own else -1
-        if 0 <= own < wide * lanes:
-            if vec is f32v:
-                leave_own(<float *>row + own, <float *>missing + q, (<const float *>kept)[q], P, rank)
-            else:
-                leave_own(<double *>row + own, <double *>missing + q, (<const double *>kept)[q], P, rank)
+        own = place[q] - v * VEC_LANES if q < n_own else -1
+        if 0 <= own < wide * VEC_LANES:
+            leave_own(<real *>row + own, missing + q, kept[q], P, rank)
         row += (1 + rank) * V
         if masked:
             keep += V
@@ -427,9 +423,9 @@ cdef inline void write_and_hear_by(vec *out, const Writing *it, const Model *m, 
         wide = tile_of(v, n_vectors)
         if wide == 4:
             write_and_hear_some(out, rows, it, m, v, 4, n_terms, rank, signed, masked, n_types)
-        elif per_line(out) < 4 and wide == 2:
+        elif PER_LINE < 4 and wide == 2:
             write_and_hear_some(out, rows, it, m, v, 2, n_terms, rank, signed, masked, n_types)
-        elif per_line(out) == 1:
+        elif PER_LINE == 1:
             write_and_hear_some(out, rows, it, m, v, 1, n_terms, rank, signed, masked, n_types)
         v += wide
 
@@ -457,11 +453,10 @@ cdef inline void write_and_hear_terms(vec *out, const Writing *it, const Model *
         write_and_hear_by(out, it, m, n, 1, 0, signed, masked, 0)
 
 
-cdef void write_and_hear_vectors(vec *out, const Writing *it, const Model *m, Py_ssize_t n_lines, Py_ssize_t rank) noexcept nogil:
-    cdef Py_ssize_t n = n_lines * per_line(out)
+cdef void write_and_hear_by_kind(vec *out, const Writing *it, const Model *m, Py_ssize_t n_vectors, Py_ssize_t rank) noexcept nogil:
     if m.keep_by_source != NULL:
-        write_and_hear_terms(out, it, m, n, rank, True, True)
+        write_and_hear_terms(out, it, m, n_vectors, rank, True, True)
     elif m.sign != NULL:
-        write_and_hear_terms(out, it, m, n, rank, True, False)
+        write_and_hear_terms(out, it, m, n_vectors, rank, True, False)
     else:
-        write_and_hear_terms(out, it, m, n, rank, False, False)
+        write_and_hear_terms(out, it, m, n_vectors, rank, False, False)

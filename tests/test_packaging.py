@@ -8,9 +8,9 @@ import zipfile
 
 from wheels import TREE, install, run
 
-EXTENSIONS = {"core", "_kernels_baseline"}
+EXTENSIONS = {"core", "_kernels_baseline_f32", "_kernels_baseline_f64"}
 if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
-    EXTENSIONS |= {"_kernels_v3", "_kernels_v4"}
+    EXTENSIONS |= {f"_kernels_v{level}_f{bits}" for level in (3, 4) for bits in (32, 64)}
 
 SMOKE = """
 import sys

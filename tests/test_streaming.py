@@ -242,24 +242,27 @@ def learned_in_all_ways():
 
 PLAIN = """
 import sys, importlib.util as util, numpy as np
-spec = util.spec_from_file_location("modprop_fast._kernels_baseline", sys.argv[1])
-sys.modules[spec.name] = module = util.module_from_spec(spec)
-spec.loader.exec_module(module)
+for name in ("_kernels_baseline_f32", "_kernels_baseline_f64"):
+    spec = util.spec_from_file_location(f"modprop_fast.{name}", f"{name}.so")
+    sys.modules[spec.name] = module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+sys.path.insert(0, sys.argv[1])
 import test_streaming
-np.savez(sys.argv[2], **test_streaming.learned_in_all_ways())
+np.savez("found.npz", **test_streaming.learned_in_all_ways())
 """
 
 
 def test_a_compiler_without_vector_types_makes_the_same_of_it(tmp_path):
-    source, cc = Path(core.__file__).parents[1] / "src" / "kernels_baseline.c", shutil.which("gcc")
-    if not source.exists() or cc is None:
+    source, cc = Path(core.__file__).parents[1] / "src", shutil.which("gcc")
+    if not (source / "kernels_baseline_f32.c").exists() or cc is None:
         pytest.skip("no gcc, or not built in this tree")
-    module, found = tmp_path / "plain.so", tmp_path / "found.npz"
-    flags = ["-O0", "-w", "-shared", "-fPIC", "-DMPF_PLAIN", f"-I{source.parent}", f"-I{sysconfig.get_path('include')}"]
-    subprocess.run([cc, *flags, str(source), "-o", str(module)], check=True)
+    flags = ["-O0", "-w", "-shared", "-fPIC", "-DMPF_PLAIN", f"-I{source}", f"-I{sysconfig.get_path('include')}"]
+    for bits in (32, 64):
+        name = f"kernels_baseline_f{bits}"
+        subprocess.run([cc, *flags, f"-DMPF_BITS={bits}", str(source / f"{name}.c"), "-o", str(tmp_path / f"_{name}.so")], check=True)
     env = os.environ | {"MODPROP_FAST_ISA": "baseline"}
-    subprocess.run([sys.executable, "-c", PLAIN, str(module), str(found)], check=True, env=env, cwd=Path(__file__).parent)
-    with np.load(found) as plain:
+    subprocess.run([sys.executable, "-c", PLAIN, str(Path(__file__).parent)], check=True, env=env, cwd=tmp_path)
+    with np.load(tmp_path / "found.npz") as plain:
         for name, array in learned_in_all_ways().items():
             assert_close({name: plain[name]}, {name: array}, 1e-10 if name.startswith("float64") else 1e-4)
 

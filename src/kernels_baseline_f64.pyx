@@ -1,0 +1,2 @@
+# The kernels in baseline, f64, see kernels.pyx.
+include "kernels.pyx"
