@@ -12,7 +12,7 @@ cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kin
     All from exp(-|v|), so that a derivative that is nearly zero has its digits: 1 - tanh(v)^2 would lose them.
     """
     cdef Py_ssize_t i
-    cdef real x, far, e, less_one
+    cdef real x, far, e, less_one, one = 1, two = 2, four = 4  # a number by itself is a double: so would be what it is added to
     if kind == RELU:
         for i in range(n):
             h[i] = 1 if v[i] > 0 else 0
@@ -22,21 +22,21 @@ cdef void activate(real *z, real *h, const real *v, Py_ssize_t n, Activation kin
             x = v[i]
             e = exp_(-x if x > 0 else x, &less_one)
             z[i] = (x if x > 0 else 0) + log1p_(e)
-            h[i] = (1 if x > 0 else e) / (1 + e)
+            h[i] = (one if x > 0 else e) / (one + e)
     elif kind == TANH:
         for i in range(n):
             x = v[i]
             far = -x if x > 0 else x
-            e = exp_(2 * far, &less_one)
-            far = less_one / (2 + less_one)
+            e = exp_(two * far, &less_one)
+            far = less_one / (two + less_one)
             z[i] = -far if x > 0 else far
-            h[i] = 4 * e / ((2 + less_one) * (2 + less_one))
+            h[i] = four * e / ((two + less_one) * (two + less_one))
     elif kind == SIGMOID:
         for i in range(n):
             x = v[i]
             e = exp_(-x if x > 0 else x, &less_one)
-            z[i] = (1 if x > 0 else e) / (1 + e)
-            h[i] = e / ((1 + e) * (1 + e))
+            z[i] = (one if x > 0 else e) / (one + e)
+            h[i] = e / ((one + e) * (one + e))
     else:
         for i in range(n):
             z[i] = v[i]
