@@ -549,21 +549,25 @@ class Learner:
 
         With mu="instant": of the last step's K, which may be above 1 now and then.
         """
+        K, alone = self._filter()
+        return max(_radius(K), alone)
+
+    def _filter(self):
+        """K, and the largest factor by which something is kept beside it."""
         plan, network = self._plan, self.network
-        if plan.one_tap or plan.taps is not None:  # the filter ends: what is left is the eligibility trace
-            return network.leak
-        if plan.rank:
+        ends = plan.one_tap or plan.taps is not None  # then what is left is the eligibility trace
+        if plan.rank and not ends:
             arrays = self._engine.arrays
-            K, own = arrays["K"], arrays["self_drive"][0] if plan.types is not None else np.zeros(1)
-            return max(_radius(K), float(np.abs(own).max()))
-        if plan.adjoint in ("exact", "mean", "running"):  # the whole of W
-            K = network.leak * np.eye(network.n_rec) + (1 - network.leak) * network.w_rec * plan.mu
-            return _radius(K)
-        return network.leak
+            return arrays["K"], float(np.abs(arrays["self_drive"][0]).max()) if plan.types is not None else 0.0
+        if plan.adjoint in ("exact", "mean", "running") and not ends:  # the whole of W
+            return network.leak * np.eye(network.n_rec) + (1 - network.leak) * network.w_rec * plan.mu, 0.0
+        return np.zeros((1, 1)), network.leak
 
     def _check_filter(self):
-        if not self._warned and self.filter_radius >= 1:
-            self._warn()
+        if not self._warned:
+            K, alone = self._filter()
+            if not (alone < 1 and _decays(K)):
+                self._warn()
 
     def _warn(self):
         if not self._warned:
@@ -651,6 +655,18 @@ class Learner:
 def _radius(K) -> float:
     """rho(K); infinite where K is not finite."""
     return float(np.abs(np.linalg.eigvals(K.astype(float))).max()) if np.isfinite(K).all() else math.inf
+
+
+def _decays(K) -> bool:
+    """Whether rho(K) < 1, without eigenvalues, which would be a seventh of an iteration if K is N x N: squares K until its row sums
+    fall below 1, or it has plainly not decayed."""
+    K = K.astype(float)
+    for _ in range(40):
+        norm = np.abs(K).sum(axis=1).max()
+        if norm < 1 or not norm < 1e100:
+            return bool(norm < 1)
+        K = K @ K
+    return False
 
 
 def _available() -> int:

@@ -148,7 +148,7 @@ def test_divergence_has_its_own_exit_code(capsys):
 
 @pytest.mark.filterwarnings("default")
 def test_warning_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(Learner, "filter_radius", 1.5)
+    monkeypatch.setattr(Learner, "_filter", lambda self: (np.full((1, 1), 1.5), 0.0))
     assert main(TRAIN) == 0
     err = capsys.readouterr().err
     assert err.startswith("modprop-fast: warning: rho(K) = 1.5") and err.count("\n") == 1

@@ -24,6 +24,7 @@ from modprop_fast import core
 from modprop_fast import train as training_module
 from modprop_fast.align import _compare, _look, _lowers, _wilson
 from modprop_fast.compare import SETTINGS, _best, build, compare, run, summarise
+from modprop_fast.learner import _decays, _radius
 
 pytestmark = pytest.mark.filterwarnings("ignore:rho")
 
@@ -156,6 +157,16 @@ def test_the_radius_of_a_filter_that_ends_is_the_leak():
             learner.step(*(a[0] for a in draw(1)))
             learner.reset()
         assert learner.filter_radius == net.leak
+
+
+@pytest.mark.parametrize("radius", [0.2, 0.999, 1.001, 30.0, np.inf, np.nan])
+def test_a_filter_decays_if_its_radius_is_below_one(radius):
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 120):
+        K = rng.normal(size=(n, n))
+        K *= radius / _radius(K)
+        assert _decays(K) == (radius < 1)
+    assert _decays(np.triu(1e9 * rng.normal(size=(7, 7)), 1))  # nothing is left after seven steps
 
 
 def test_weights_that_stand_still_are_not_followed_again(monkeypatch):
