@@ -195,6 +195,7 @@ ctypedef struct Renewal:
 cdef enum:
     AT_ONCE = 4   # vectors of a row: eight chains of additions
 
+
 cdef bint finite(const real *x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
@@ -280,7 +281,7 @@ cdef void matvec(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_
     """out[p] = sum_q w[p, q] x[q], four rows at a time, or two; short rows column by column."""
     cdef Py_ssize_t p = 0, q
     cdef real last[2]
-    cdef real edge[16]
+    cdef real edge[LANES]
     if n < LINE:
         for p in range(n_rows):
             out[p] = w[p * n] * x[0]

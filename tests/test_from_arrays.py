@@ -66,7 +66,7 @@ def test_the_dtype_and_the_diagonal_are_taken_from_the_arrays():
 
 @pytest.mark.parametrize("change, sentence", [
     ({"w_rec": W_REC[:5]}, r"w_rec: expected shape \(5, 5\), got \(5, 6\)"),
-    ({"w_in": W_IN[0]}, r"w_in: expected 2 dimensions, got shape \(2,\)"),
+    ({"w_in": W_IN[0]}, r"w_in: expected 2 dimensions and at least one number, got shape \(2,\)"),
     ({"w_out": W_OUT[:, :4]}, r"w_out: expected shape \(3, 6\), got \(3, 4\)"),
     ({"b_out": np.full(3, np.nan)}, "b_out: expected finite values"),
     ({"w_rec": Refuses(W_REC)}, r"w_rec: expected an array that NumPy can read, got Refuses \(detach it first\)"),
