@@ -302,6 +302,14 @@ cdef void matvec(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_
         out[p] = last[0]
 
 
+cdef inline void matvec_at_hand(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
+    """`matvec`, without a call if there are two rows of whole lines: in small networks it shows."""
+    if n_rows == 2 and n % LINE == 0:
+        dot_some(out, w, w + n, w, w, x, x, n, 2)
+    else:
+        matvec(out, w, x, n_rows, n)
+
+
 cdef void matvec_t(real *out, const real *w, const real *x, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
     """out[q] = sum_p w[p, q] x[p]; rows with x[p] = 0 (a unit at rest, an output without error) are not read."""
     cdef Py_ssize_t p

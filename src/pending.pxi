@@ -92,7 +92,7 @@ cdef inline void feel_sums_by(vec *current, const Model *m, const real *dots, Py
 cdef void feel_sums(Model *m) noexcept nogil:
     """What the summed rows of `mean` take from the products with s_t."""
     cdef real dots[2]
-    matvec(&dots[0], m.class_sums, m.pre, m.rank, m.stride)
+    matvec_at_hand(&dots[0], m.class_sums, m.pre, m.rank, m.stride)
     if m.rank == 2 and not m.autapses:
         feel_sums_by(<vec *>m.current, m, &dots[0], 2, False)
     else:

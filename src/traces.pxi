@@ -606,7 +606,7 @@ cdef void trace_and_learn(Model *m, bint learn) noexcept nogil:
             learned[p] = scale * signal[p] * h[p]
         by_place(m, local, learned, False)
         if r:
-            matvec(modulator, m.u, local, r, m.n_places)
+            matvec_at_hand(modulator, m.u, local, r, m.n_places)
     if m.follows and m.trace == TRACE_EXACT:
         memcpy(m.past_K + s * r * r, m.K, r * r * sizeof(real))
         memcpy(m.past_drive + s * m.n_drive * r, m.drive, m.n_drive * r * sizeof(real))
