@@ -58,7 +58,7 @@ def wheel(envs):
             shutil.rmtree(old)
         with tempfile.TemporaryDirectory() as place:
             out = shutil.ignore_patterns(
-                ".*", "venv", "build", "dist", "runs", "*.egg-info", "*.so", "*.pyd", "core.c", "_kernels*.c"
+                ".*", "venv", "build", "dist", "runs", "*.egg-info", "*.so", "*.pyd", "core.c", "kernels_*.c"
             )
             shutil.copytree(TREE, Path(place) / "tree", ignore=out)
             checked(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, Path(place) / "tree")

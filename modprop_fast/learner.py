@@ -140,7 +140,8 @@ class Learner:
         for name, array in given.items():
             n = 1 + name.startswith("w_")
             if array.ndim != n or not array.size:
-                raise ValueError(f"{name}: expected {n} dimension{'s' * (n > 1)} and at least one number, got shape {array.shape}")
+                wanted = f"{n} dimension{'s' * (n > 1)} and at least one number"
+                raise ValueError(f"{name}: expected {wanted}, got shape {array.shape}")
         dtype = "float64" if given["w_rec"].dtype == np.float64 else "float32"
         network = {"dtype": dtype, "autapses": bool(np.diag(given["w_rec"]).any())} | network
         n_in, n_rec, n_out = given["w_in"].shape[1], len(given["w_rec"]), len(given["w_out"])
@@ -215,8 +216,8 @@ class Learner:
         chunk : int or "auto"
             With ``update="step"``: weights stand still for so many steps, then follow their gradient at once.
             Weights and traces are then passed over once a chunk, or every 32 steps of a longer one: with 32 and more
-            `ModProp` with factor="exact" is two to three times as fast.  1 updates at every step.  "auto" chooses by the size of the network.  Without
-            updates it changes numbers by rounding alone.
+            `ModProp` with factor="exact" is two to three times as fast.  1 updates at every step.  "auto" chooses by
+            the size of the network.  Without updates it changes numbers by rounding alone.
 
         Returns
         -------
@@ -658,8 +659,8 @@ def _radius(K) -> float:
 
 
 def _decays(K) -> bool:
-    """Whether rho(K) < 1, without eigenvalues, which would be a seventh of an iteration if K is N x N: squares K until its row sums
-    fall below 1, or it has plainly not decayed."""
+    """Whether rho(K) < 1, without eigenvalues, which would be a seventh of an iteration if K is N x N: squares K until its
+    row sums fall below 1, or it has plainly not decayed."""
     K = K.astype(float)
     for _ in range(40):
         norm = np.abs(K).sum(axis=1).max()

@@ -317,8 +317,8 @@ cdef int mpf_reset(mpf_learner *handle) noexcept nogil:
         code = notice(h, "reset")
         if code != MPF_OK:
             return leave(h, code)
-        h.kernels.refresh(h.m)
-    h.kernels.reset(h.m)
+        flushed(h.m, h.kernels.refresh)
+    flushed(h.m, h.kernels.reset)
     return leave(h, MPF_OK)
 
 
@@ -498,7 +498,7 @@ cdef int find(Handle *h, const char *call, const char *name, const void *at, siz
     if i == h.eps:
         out.at += h.m.t % SLOTS * h.m.stride * h.size
     if i < h.n_lagging:
-        h.kernels.settle(h.m)
+        flushed(h.m, h.kernels.settle)
     return check(call, out.name, at, n_bytes, out.rows, out.width)
 
 
@@ -530,7 +530,7 @@ cdef int mpf_set(mpf_learner *handle, const char *name, const void *values, size
         code = mpf_fail(MPF_VALUE, "set: expected finite values for %s, got another number at index %zd", it.name,
                         first_bad(h, values, n_bytes // h.size))
     if code == MPF_OK:
-        h.kernels.settle(h.m)  # the weights are about to be read anew, whatever is set
+        flushed(h.m, h.kernels.settle)  # the weights are about to be read anew, whatever is set
         for i in range(it.rows):
             memcpy(it.at + i * it.stride, <const char *>values + i * it.width, it.width)
         h.m.ahead = h.m.counted = h.m.turned = False

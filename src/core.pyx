@@ -220,24 +220,23 @@ cdef class Engine(_Arrangement):
 
     cdef bint _briefly(self, void (*work)(Model *m) noexcept nogil) noexcept:
         """Do that while no other thread may start; False: one runs this engine."""
-        cdef unsigned long long fp
         cdef bint idle
         mpf_add(&self.brief, 1)
         idle = not mpf_read(&self.busy)
         if idle:
-            fp = mpf_flush()
-            work(&self.m)
-            mpf_unflush(fp)
+            flushed(&self.m, work)
         mpf_add(&self.brief, -1)
         return idle
 
     def refresh(self):
         """Let the type means follow W as it stands."""
-        self.must_be_idle("refresh")
-        if self.m.type != NULL:
-            self._notice()
-            if not self._briefly(self.kernels.refresh):
-                self._refuse("refresh")
+        self._enter("refresh")
+        try:
+            if self.m.type != NULL:
+                self._notice()
+                flushed(&self.m, self.kernels.refresh)
+        finally:
+            mpf_release(&self.busy)
 
     def reset(self):
         """State and traces at the start of a trial."""
@@ -291,7 +290,7 @@ cdef class Engine(_Arrangement):
         cdef long long label = 0
         cdef const void *aim = NULL
         cdef int status
-        cdef double loss = self.m.loss_sum
+        cdef double loss
         cdef long long began = mpf_now() if self.latency.on else 0
         if not self.streams:
             self.must_stream("step")
@@ -315,19 +314,21 @@ cdef class Engine(_Arrangement):
             self._enter("step")
             try:
                 self._notice()
+                loss, self.m.loss_sum = self.m.loss_sum, 0
                 if self.m.n_rec <= BRIEF and mpf_alone():
                     status = self._advance(x_view.buf, aim, label, source, learn)
                 else:
                     with nogil:
                         status = self._advance(x_view.buf, aim, label, source, learn)
                 self._tell_writes()
+                if status != OK:
+                    self.m.loss_sum = loss
             finally:
                 mpf_release(&self.busy)
         finally:
             PyBuffer_Release(&x_view)
             PyBuffer_Release(&t_view)
         if status != OK:
-            self.m.loss_sum = loss
             if status == X_NOT_FINITE:
                 raise ValueError(_first_bad("x", x))
             if status == TARGET_NOT_FINITE:
@@ -412,7 +413,7 @@ cdef class Engine(_Arrangement):
                 self._defer(not self.m.deferred)
             return True
         except BaseException as error:
-            self.failed = error
+            self.failed, self.m.counted, self.m.ahead = error, False, False  # the next step looks again
             return False
 
     cdef inline bint _held(self) noexcept nogil:
@@ -466,21 +467,22 @@ cdef class Engine(_Arrangement):
         self._enter("run")
         try:
             self._notice()
-            sparse = self.m.sparse and chunked
-            if sparse:
-                self._unpack()
-            if chunked:
-                self._by_chunks(True, chunk)
-            if pool is not None and self.m.deferred and trial.n_steps >= TEAM_STEPS:
-                self._call_team(pool, threads)
-            with nogil:
-                fp = mpf_flush()
-                status = self.kernels.run(&self.m, &trial)
-                mpf_unflush(fp)
-            PyErr_CheckSignals()  # Ctrl-C shows here, not where weights are moved
-        finally:
-            self._dismiss_team()
+            self.m.loss_sum = 0
             try:
+                sparse = self.m.sparse and chunked
+                if sparse:
+                    self._unpack()
+                if chunked:
+                    self._by_chunks(True, chunk)
+                if pool is not None and self.m.deferred and trial.n_steps >= TEAM_STEPS:
+                    self._call_team(pool, threads)
+                with nogil:
+                    fp = mpf_flush()
+                    status = self.kernels.run(&self.m, &trial)
+                    mpf_unflush(fp)
+                PyErr_CheckSignals()  # Ctrl-C shows here, not where weights are moved
+            finally:
+                self._dismiss_team()
                 if chunked and not self.m.online:
                     if status != OK:
                         self.clear()
@@ -488,8 +490,8 @@ cdef class Engine(_Arrangement):
                 if sparse and not self.m.sparse:
                     self._pack()
                 self._tell_writes()
-            finally:
-                mpf_release(&self.busy)
+        finally:
+            mpf_release(&self.busy)
         trial.steps_done += first
         self._check("run", status, &trial)
         if self.m.unstable and self.on_unstable is not None:
@@ -549,7 +551,6 @@ cdef class Engine(_Arrangement):
         if mpf_take(&self.busy):
             self._refuse(call)
         mpf_wait(&self.brief, 0, False)
-        self.m.loss_sum = 0
 
     cdef _refuse(self, str call):
         raise RuntimeError(f"{call}: this learner is already running in another thread; give each thread its own")
@@ -610,8 +611,8 @@ def run_trials(list engines, list trials, bint learn, list ys=None, *, bint alon
     try:
         for engine, (*_, scale) in zip(engines, trials, strict=True):
             engine._enter("run")
-            engine.m.scale = scale
             n_entered += 1
+            engine.m.scale, engine.m.loss_sum = scale, 0
         with nogil:
             fp = mpf_flush()
             status = first.kernels.run_together(models, streams, recs if backwards else NULL, n, w, width)

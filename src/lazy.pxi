@@ -36,7 +36,7 @@ cdef inline void power_by(Model *m, Py_ssize_t n, real *power, Py_ssize_t r) noe
 
 
 cdef const real *filter_over(Model *m, Py_ssize_t n_steps) noexcept nogil:
-    """K^n, (r, r): from `powers`, (SLOTS + 1, r, r), or made in its last place, by squares in double."""
+    """K^n, (r, r): from `power_K`, (SLOTS + 1, r, r), or made in its last place, by squares in double."""
     cdef real *powers = m.power_K
     cdef Py_ssize_t r = m.rank, n = min(n_steps, SLOTS)
     if n == SLOTS and r == 2:

@@ -14,7 +14,7 @@ cdef extern from *:
     #else
     #define MPF_COMPILER "unknown compiler"
     #endif
-    /* Subnormal numbers are flushed to zero while steps run, and only then: a unit long at rest has traces that
+    /* Subnormal numbers are flushed to zero while kernels run, and only then: a unit long at rest has traces that
        small, and processors take them slowly. The thread's own setting is put back afterwards. */
     #if defined(__x86_64__) || defined(_M_X64)
     #include <xmmintrin.h>
@@ -50,6 +50,13 @@ cdef extern from *:
     bint MPF_COUNTS_TELL
     unsigned long long mpf_flush() noexcept nogil
     void mpf_unflush(unsigned long long state) noexcept nogil
+
+
+cdef void flushed(Model *m, void (*work)(Model *m) noexcept nogil) noexcept nogil:
+    """Do that, subnormal numbers flushed to zero."""
+    cdef unsigned long long fp = mpf_flush()
+    work(m)
+    mpf_unflush(fp)
 
 
 # ---------------------------------------------------------------- instruction sets

@@ -278,10 +278,7 @@ cdef void write_and_hear(Model *m) noexcept nogil:
 
 
 cdef void write_group(Model *m, Py_ssize_t group, bint whole) noexcept nogil:
-    """Bring the weights and the traces of one group of sources up to date; `whole`: with `class_sums`.
-
-    `coef`: if they were frozen, what eps count for in the weights.
-    """
+    """Bring the weights and the traces of one group of sources up to date; `whole`: with `class_sums`."""
     cdef Py_ssize_t P = m.n_places, Q = m.stride, rank = m.rank if m.trace == TRACE_EXACT else 0, n_steps = m.t - m.since[group]
     cdef Py_ssize_t first = m.bounds[group], last = m.bounds[group + 1], units = min(last, m.n_rec), n, p, a, at, apart = (1 + rank) * P
     cdef bint owed = m.since[group] < m.owed_until

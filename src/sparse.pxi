@@ -244,7 +244,7 @@ cdef void packed_step(Model *m, bint learn, bint refresh) noexcept nogil:
 
 
 cdef void packed_input(Model *m, const real *x) noexcept nogil:
-    """out = W_in x + b."""
+    """input = W_in x + b."""
     cdef real *out = m.input
     cdef Py_ssize_t n_inputs = m.n_in + (m.b_rec != NULL), i, q
     cdef const real *w

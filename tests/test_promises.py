@@ -524,18 +524,20 @@ def test_another_thread_is_refused_by_every_call():
     assert refused == set(calls) and np.array_equal(learner.network.w_rec, before)
 
 
+def none(*_):
+    raise MemoryError
+
+
 def test_memory_that_runs_out_leaves_a_learner_that_works(monkeypatch):
     learner, (xs, targets) = learning(300), draw(22)
     learner.run(xs[:20], targets[:20])
-    held = learner.network.w_rec  # the next step moves weights and traces, for which it allocates
-
-    def none(*_):
-        raise MemoryError
+    held, loss = learner.network.w_rec, learner.loss  # the next step moves weights and traces, for which it allocates
 
     with monkeypatch.context() as patched:
         patched.setattr(core, "aligned", none)
         with pytest.raises(MemoryError):
             learner.step(xs[20], targets[20])
+        assert learner.loss == loss
         handle, step = adopt(learner), function("mpf_step", AT, AT, SIZE, AT, SIZE, ctypes.c_int, AT, SIZE)
         in_c = [xs[20].ctypes.data, xs[20].nbytes, targets[20].ctypes.data, targets[20].nbytes, 1, None, 0]
         assert step(handle, *in_c) != 0 and b"MemoryError" in function("mpf_last_error", returns=ctypes.c_char_p)()
@@ -544,6 +546,22 @@ def test_memory_that_runs_out_leaves_a_learner_that_works(monkeypatch):
     function("mpf_destroy", AT)(handle)
     learner.step(xs[20], targets[20])
     assert all(np.isfinite(w).all() for w in learner.network.weights.values())
+
+
+def test_weights_outside_the_mask_count_even_if_memory_ran_out_meanwhile(monkeypatch):
+    mask, (xs, targets) = np.random.default_rng(0).random((300, 300)) < 0.05, draw(4)
+    mask[0, 1] = False
+    net = mf.Network(2, 300, 2, mask=mask, gain=0.5, rng=np.random.default_rng(0))
+    learner = mf.Learner(net, mf.ModProp(0.25))
+    learner.step(xs[0], targets[0])
+    assert learner._engine.sparse
+    net.w_rec[0, 1] = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(core, "aligned", none)
+        with pytest.raises(MemoryError):
+            learner.step(xs[1], targets[1])
+    learner.step(xs[1], targets[1])
+    assert not learner._engine.sparse
 
 
 @pytest.mark.parametrize("chunk", [1, 32])
