@@ -1,13 +1,15 @@
 """The command line: ``modprop-fast train``, ``compare``, ``align``, ``bench`` and ``info``.
 
-Bad input is one sentence on stderr and exit code 2, a training that diverges exit code 1, Ctrl-C exit code 130.
+Bad input is one sentence on stderr and exit code 2, a training that diverges exit code 1, Ctrl-C or SIGTERM exit code 130.
 """
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, NoReturn
 
 from . import __version__, checks, core
 from .align import DECREASE, align
-from .compare import SETTINGS, Setting, compare
+from .compare import SETTINGS, Setting, _slug, compare
 from .learner import _available
 from .rules import RULES
 from .tasks import TASKS as ALL_TASKS
@@ -26,6 +28,8 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: that of this process) and return the exit code."""
+    if argv is None:
+        signal.signal(signal.SIGTERM, _terminated)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -37,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(error, 2)
         except KeyboardInterrupt as stop:
             return _fail(stop, 130)
+
+
+def _terminated(*_: object) -> None:
+    """SIGTERM is Ctrl-C, even where that is ignored, as in the background of a script."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _fail(error: BaseException, code: int) -> int:
@@ -51,6 +62,10 @@ def _show_warning(
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        # what is not given is not there, so that --resume can tell
+        super().__init__(argument_default=argparse.SUPPRESS, allow_abbrev=False, **options)
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
@@ -67,6 +82,31 @@ def _parser() -> _Parser:
     return parser
 
 
+def _add_options(group: Any, kind: type, default: str = "") -> None:
+    """An option for each field that says what it is."""
+    for field in fields(kind):
+        if field.metadata:
+            parse, text = field.metadata["type"], field.metadata["help"] + default.format(field.default)
+            metavar = {int: "N", float: "X"}.get(parse, "WORD")
+            group.add_argument("--" + field.name.replace("_", "-"), type=parse, metavar=metavar, help=text)
+
+
+def _given(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
+    return {field.name: getattr(arguments, field.name) for field in fields(kind) if field.name in arguments}
+
+
+def _folder(*words: object) -> Path:
+    """Where a run goes that is not told where."""
+    name = _slug("-".join(map(str, words)))
+    return Path("runs", name if len(name) <= 100 else f"{name[:91]}-{zlib.crc32(name.encode()):08x}")
+
+
+def _unlike(default: Any, config: Any, *but: str) -> list[str]:
+    """What differs from the default, for the name of a folder."""
+    usual, own = (vars(each) | vars(each).get("options", {}) for each in (default, config))
+    return [f"{name}-{value}" for name, value in own.items() if name not in (*but, "options") and value != usual.get(name)]
+
+
 # ------------------------------------------------------------ train
 
 
@@ -77,57 +117,38 @@ def _add_train(commands: Any) -> None:
         description="Train a network on a task. The defaults are the published setting; every 20 iterations the network "
         "is evaluated on a fresh batch.",
         epilog="Exit codes: 0 done, 1 the training diverged, 2 bad input, 130 Ctrl-C (a checkpoint is kept).",
-        argument_default=argparse.SUPPRESS,  # what is not given is not there, so that --resume can tell
-        allow_abbrev=False,
     )
     command.set_defaults(run=_train)
     command.add_argument("task", metavar="TASK", help=f"what is to be learned: {', '.join(TASKS)}")
 
-    setting = command.add_argument_group("setting")
-    for field in fields(Config):
-        if field.name == "task":
-            continue
-        setting.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=_whole_or_word if field.name == "refresh" else type(field.default),
-            metavar={int: "N", float: "X"}.get(type(field.default), "WORD"),
-            help=f"{field.metadata['help']} (default {field.default})",
-        )
-
+    _add_options(command.add_argument_group("setting"), Config, " (default {})")
     run = command.add_argument_group("run")
-    run.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default runs/TASK-RULE-seedSEED)")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/TASK-RULE-seedSEED-WHAT-DIFFERS")
     run.add_argument("--resume", action="store_true", help="go on with the run in the folder, with its setting")
     run.add_argument(
         "--until-learned",
         action="store_true",
         help="stop once learned: at the fifth evaluation in a row with accuracy >= 0.95",
     )
-    run.add_argument(
-        "--threads", type=int, metavar="N", help="threads, which no result depends on (default: all available)"
-    )
+    run.add_argument("--threads", type=int, metavar="N", help="threads, which no result depends on (default: all available)")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _whole_or_word(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
-
-
 def _train(arguments: argparse.Namespace) -> int:
-    given = vars(arguments)
-    setting = {field.name: given[field.name] for field in fields(Config) if field.name in given}
+    given, setting = vars(arguments), _given(arguments, Config)
     config = Config(**setting)
-    out = given.get("out", Path("runs", f"{config.task}-{config.rule}-seed{config.seed}"))
+    differs = _unlike(Config(), config, "task", "rule", "seed", "iterations")  # resumed, iterations may be others
+    out = given.get("out", _folder(config.task, config.rule, f"seed{config.seed}", *differs))
     resume = "resume" in given
     if resume:
         config = replace(read_config(out), **setting)  # train refuses what differs from the checkpoint, by name
     until_learned, threads = "until_learned" in given, given.get("threads")
     try:
-        result = train(
-            config, out, resume=resume, until_learned=until_learned, threads=threads, progress="quiet" not in given
-        )
+        result = train(config, out, resume=resume, until_learned=until_learned, threads=threads, progress="quiet" not in given)
     except KeyboardInterrupt as stop:
-        if stop.args:  # else it was pressed twice, and no checkpoint was written
-            stop.args = (f"{stop}; to go on: {_command(config.task, out, until_learned, threads)}",)
+        if (out / "checkpoint.npz").exists():  # of then, or an earlier one if it was pressed twice
+            said = str(stop) or f"interrupted, the last checkpoint is kept in {out}"
+            stop.args = (f"{said}; to go on: {_command(config.task, out, until_learned, threads)}",)
         raise
 
     learned = f"not learned within {result.iteration} iterations"
@@ -156,81 +177,33 @@ def _command(task: str, out: Path, until_learned: bool, threads: int | None) -> 
 _RULE_HELP = f"a rule, or rule(option=value, ..): {', '.join(RULES)}; in quotes where it has brackets"
 
 
-_SETTING_HELP = {
-    "n_rec": "recurrent units",
-    "tau": "membrane time constant, in steps",
-    "activation": "relu, softplus, tanh, sigmoid or identity",
-    "batch": "trials per update",
-    "iterations": "updates of each run",
-    "every": "iterations between evaluations on the validation trials",
-    "lr": "learning rate of Adam",
-    "lr_every": "updates after which the learning rate falls to 0.8 of itself",
-    "l2": "L2 penalty on the weights",
-    "l1": "L1 shrink of recurrent and output weights",
-    "clip": "largest norm of a gradient",
-    "criterion": "accuracy, or for mse loss, that counts as learned",
-}
-
-
 def _add_setting(command: argparse.ArgumentParser) -> None:
     command.add_argument("task", metavar="TASK", help=f"what is to be learned: {', '.join(SETTINGS)}")
     setting = command.add_argument_group("setting", "defaults depend on the task, and are kept in config.json")
-    setting.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the task, such as delay=60")
-    options = command.add_argument_group("options of the task", "the same as --option NAME=VALUE, for the tasks named")
+    _add_options(setting, Setting)
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/COMMAND-TASK-WHAT-DIFFERS from the defaults")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = command.add_argument_group("options of the task")
     for name, users in _task_options().items():
-        options.add_argument(
-            f"--{name}", dest=f"task_{name}", type=_number_or_word, metavar="X", help=", ".join(users), default=None
-        )
-    for field in fields(Setting):
-        if field.name in _SETTING_HELP:
-            kind = field.type if field.type in (int, float, str) else float
-            metavar = {int: "N", float: "X"}.get(kind, "WORD")
-            name = "--" + field.name.replace("_", "-")
-            setting.add_argument(name, type=kind, metavar=metavar, help=_SETTING_HELP[field.name])
+        parse = type(getattr(ALL_TASKS[users[0]], name))
+        options.add_argument(f"--{name}", type=parse, metavar="N" if parse is int else "WORD", help=", ".join(users))
 
 
 def _task_options() -> dict[str, list[str]]:
     """Every option that a task has, but its seed, with the tasks that have it."""
-    users: dict[str, list[str]] = {}
-    for task, kind in ALL_TASKS.items():
-        for field in fields(kind):
-            if field.name != "seed":
-                users.setdefault(field.name, []).append(task)
-    return users
-
-
-def _number_or_word(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    names = dict.fromkeys(field.name for kind in ALL_TASKS.values() for field in fields(kind) if field.name != "seed")
+    return {name: [task for task, kind in ALL_TASKS.items() if hasattr(kind, name)] for name in names}
 
 
 def _setting(arguments: argparse.Namespace) -> Setting:
     default = SETTINGS[checks.choice("task", arguments.task, tuple(SETTINGS))]
     options = dict(default.options)
-    for option in arguments.option:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"option: expected NAME=VALUE, got {option!r}")
-        options[name] = _number_or_word(value)
     for name, users in _task_options().items():
-        value = getattr(arguments, f"task_{name}")
-        if value is not None and arguments.task not in users:
-            raise ValueError(f"{name}: expected with {' or '.join(users)} only, got it with {arguments.task}")
-        if value is not None:
-            options[name] = value
-    given = {name: getattr(arguments, name) for name in _SETTING_HELP}
-    try:
-        setting = replace(default, options=options, **{name: value for name, value in given.items() if value is not None})
-        setting.make_task()
-    except TypeError as error:
-        raise ValueError(f"option: {error}") from None
-    for name in ("n_rec", "batch", "iterations", "every"):
-        checks.integer(name, getattr(setting, name), least=1)
-    return setting
+        if name in arguments:
+            if arguments.task not in users:
+                raise ValueError(f"{name}: expected with {' or '.join(users)} only, got it with {arguments.task}")
+            options[name] = getattr(arguments, name)
+    return replace(default, **_given(arguments, Setting), options=options)
 
 
 def _add_compare(commands: Any) -> None:
@@ -246,23 +219,21 @@ def _add_compare(commands: Any) -> None:
     command.add_argument("--lr-grid", nargs="+", type=float, default=[], metavar="X",
                          help="learning rates of which each rule gets the best on two other seeds")  # fmt: skip
     command.add_argument("--jobs", type=int, default=_available(), metavar="N", help="processes (default: all processors)")
-    command.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/compare-TASK")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_compare)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    setting, out = _setting(arguments), arguments.out or Path("runs", f"compare-{arguments.task}")
-    rows = compare(
-        setting, arguments.rules, arguments.seeds, out, lrs=arguments.lr_grid, jobs=arguments.jobs, progress=not arguments.quiet
-    )
+    setting, given, grid = _setting(arguments), vars(arguments), list(dict.fromkeys(arguments.lr_grid))
+    differs = [*_unlike(SETTINGS[setting.task], setting), *["lr-grid", *grid] * bool(grid)]
+    out, progress = given.get("out", _folder("compare", setting.task, *differs)), "quiet" not in given
+    rows = compare(setting, arguments.rules, arguments.seeds, out, lrs=grid, jobs=arguments.jobs, progress=progress)
     how = "loss <=" if setting.by_loss else "accuracy >="
     print(f"{setting.task}: iterations to {how} {setting.criterion:g} in five evaluations in a row; stays: share of the")
     print("evaluations from then on that meet it; score of the validation trials at the end, test once; one thread a run;")
     print("medians over seeds, of iterations the upper one; memory_mb: by how much a run raised its process's peak")
-    grid = ", ".join(f"{lr:g}" for lr in arguments.lr_grid or [setting.lr])
-    one = "the same for all rules, none chosen"
-    print(f"learning rates: {grid}{', chosen for each rule on two other seeds' if len(arguments.lr_grid) > 1 else f', {one}'}")
+    print(f"diverged: runs that did, whose {'loss counts as inf' if setting.by_loss else 'accuracy counts as 0'}")
+    chosen = "chosen for each rule on two other seeds" if len(grid) > 1 else "the same for all rules, none chosen"
+    print(f"learning rates: {', '.join(map(str, grid or [setting.lr]))}, {chosen}")
     _table(rows)
     print(f"evaluations, table and figure are in {out}")
     return 0
@@ -279,19 +250,16 @@ def _add_align(commands: Any) -> None:
     command.add_argument("--passive", nargs="+", required=True, metavar="RULE", help=_RULE_HELP)
     command.add_argument("--seed", type=int, default=0, metavar="N")
     command.add_argument("--descent", action="store_true", help="measure how often a small step lowers the loss")
-    command.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/align-TASK")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_align)
 
 
 def _align(arguments: argparse.Namespace) -> int:
-    setting, out = _setting(arguments), arguments.out or Path("runs", f"align-{arguments.task}")
-    rows = align(
-        setting, arguments.active, arguments.passive, arguments.seed, out,
-        descent=arguments.descent, progress=not arguments.quiet,
-    )  # fmt: skip
-    print(f"{setting.task}: medians over the way of {arguments.active}, seed {arguments.seed}, against BPTT")
-    if arguments.descent:
+    setting, given, active, seed = _setting(arguments), vars(arguments), arguments.active, arguments.seed
+    words = active, *arguments.passive, f"seed{seed}", "descent" if "descent" in given else ""
+    out = given.get("out", _folder("align", setting.task, *_unlike(SETTINGS[setting.task], setting), *words))
+    rows = align(setting, active, arguments.passive, seed, out, descent="descent" in given, progress="quiet" not in given)
+    print(f"{setting.task}: medians over the way of {active}, seed {seed}, against BPTT")
+    if "descent" in given:
         print("lowers: share of steps of w_rec and w_in that lower the loss of their own batch, each as long as the exact")
         print(f"gradient's that lowers it by {DECREASE:.0%} to first order; low, high: 95 % confidence interval (Wilson)")
     _table(rows)

@@ -10,8 +10,8 @@ A comparison lives in one folder, in which every file is written whole or not at
     compare.png        score against iteration, median and interquartile range over seeds
 
 Each seed gives initial weights, training trials and what is random in the rule their own streams, so
-that rules of one seed start alike and see the same trials.  Evaluations take the task's validation trials; the test
-trials are used once, by the final weights.
+that rules of one seed start alike and see the same trials.  Evaluations take the task's validation trials, the last of them
+at the end; the test trials are used once, by the final weights.
 """
 
 import json
@@ -22,8 +22,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from multiprocessing import connection, get_context
 from pathlib import Path
 from time import perf_counter
@@ -35,7 +35,7 @@ from . import checks
 from .files import write_csv, write_whole
 from .interrupts import interrupt_blocked, interrupt_noted
 from .learner import Learner
-from .network import Network
+from .network import ACTIVATIONS, Network
 from .optimizers import Adam, StepDecay
 from .rules import parse_rule
 from .tasks import TASKS, Task, linear_baseline
@@ -47,6 +47,24 @@ _SPAWN = get_context("spawn")  # fresh interpreters: forked ones would share loc
 GRID_SEEDS = (1_000_001, 1_000_002)  # on which learning rates are chosen: no seeds of a comparison
 
 
+def option(default: Any, text: str, **more: Any) -> Any:
+    """A field that the command line makes an option of; `more` is what `check_options` asks for."""
+    return field(default=default, metadata={"help": text, "type": type(default), **more})
+
+
+def check_options(config: Any) -> None:
+    """Refuse by its name a field out of bounds: integers from `least` (0) on, numbers >= 0, or > 0, words among `choices`."""
+    for each in fields(config):
+        name, value, about = each.name, getattr(config, each.name), each.metadata
+        if about.get("type") is int:
+            value = checks.integer(name, value, least=about.get("least", 0))
+        elif about.get("type") is float and (value is not None or each.default is not None):
+            value = checks.number(name, value, low=0.0, above=about.get("above", False))
+        elif "choices" in about:
+            checks.choice(name, value, about["choices"])
+        object.__setattr__(config, name, value)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is trained, whatever the rule.
@@ -56,27 +74,35 @@ class Setting:
 
     task: str
     options: dict[str, Any] = field(default_factory=dict)  # of the task
-    n_rec: int = 64
-    tau: float = 10.0
-    activation: str = "tanh"
+    n_rec: int = option(64, "recurrent units", least=2)
+    tau: float = option(10.0, "membrane time constant, in steps")
+    activation: str = option("tanh", ", ".join(ACTIVATIONS), choices=ACTIVATIONS)
     signed: bool = False  # E and I units, Dale's law and balanced weights, as in the delayed XOR of Liu et al. 2022
-    batch: int = 32
-    iterations: int = 600
-    every: int = 20  # iterations between evaluations
-    lr: float = 2e-3
-    lr_every: int = 10**6  # updates between two decays of the learning rate by 0.8
-    l2: float = 0.0
-    l1: float = 0.0
-    clip: float | None = None
-    criterion: float = 0.95
+    batch: int = option(32, "trials per update", least=1)
+    iterations: int = option(600, "updates of each run", least=1)
+    every: int = option(20, "iterations between evaluations, of which compare makes one more at the end", least=1)
+    lr: float = option(2e-3, "learning rate of Adam", above=True)
+    lr_every: int = option(10**6, "updates after which the learning rate falls to 0.8 of itself", least=1)
+    l2: float = option(0.0, "L2 penalty on the weights")
+    l1: float = option(0.0, "L1 shrink of recurrent and output weights")
+    clip: float | None = option(None, "largest norm of a gradient", type=float, above=True)
+    criterion: float = option(0.95, "accuracy, or for mse loss, that counts as learned", above=True)
+
+    def __post_init__(self) -> None:
+        known = [each.name for each in fields(TASKS[checks.choice("task", self.task, tuple(TASKS))])]
+        for name in self.options:
+            checks.choice("options", name, known)
+        check_options(self)
+        if not self.by_loss:
+            checks.number("criterion", self.criterion, low=0.0, high=1.0)
 
     def make_task(self) -> Task:
-        return TASKS[checks.choice("task", self.task, tuple(TASKS))](**self.options)
+        return TASKS[self.task](**self.options)
 
     @property
     def by_loss(self) -> bool:
         """Whether the score is a loss, of which less is better, and not an accuracy."""
-        return self.make_task().loss == "mse"
+        return TASKS[self.task].loss == "mse"
 
 
 SETTINGS = {
@@ -119,7 +145,7 @@ def run(setting: Setting, rule: str, seed: int, lr: float) -> dict[str, Any]:
     validation, rows, diverged, seconds = task.validation(), [], None, 0.0
     try:
         for iteration in range(setting.iterations + 1):
-            if iteration % setting.every == 0:
+            if iteration % setting.every == 0 or iteration == setting.iterations:
                 loss, accuracy, _ = learner.evaluate(*validation)
                 rows.append((iteration, loss, loss if accuracy is None else accuracy, round(seconds, 3)))
             if iteration < setting.iterations:
@@ -141,7 +167,7 @@ def compare(
     setting: Setting,
     rules: Sequence[str],
     seeds: int,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     lrs: Sequence[float] = (),
     jobs: int = 1,
@@ -172,7 +198,7 @@ def compare(
     Raises
     ------
     ValueError
-        If a rule is unknown, or the folder holds a comparison of another setting.
+        If a rule is unknown, or the folder holds a comparison of another setting or a damaged file.
     MemoryError
         If a rule needs more memory than it may take.
     ModuleNotFoundError
@@ -185,7 +211,7 @@ def compare(
     tqdm, plot = extras("compare")
     checks.integer("seeds", seeds, least=1)
     checks.integer("jobs", jobs, least=1)
-    lrs = [checks.number("lr", lr, low=0, above=True) for lr in lrs]
+    out, lrs = Path(out), list(dict.fromkeys(checks.number("lr", lr, low=0, above=True) for lr in lrs))
     rules = list({_slug(rule): rule for rule in rules}.values())
     if not rules:
         raise ValueError("rules: expected at least one, got none")
@@ -197,19 +223,15 @@ def compare(
     path = out / "config.json"
     if path.exists() and path.read_text() != config:
         raise ValueError(f"out: expected a new folder or one of this setting, got {out} of another")
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(config.encode()))
 
-    chosen = {rule: setting.lr for rule in rules}
+    chosen = dict.fromkeys(rules, (lrs or [setting.lr])[0])
     total = len(rules) * (seeds + (len(lrs) * len(GRID_SEEDS) if len(lrs) > 1 else 0))
-    bar = tqdm(total=total, unit="run", disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 10.0)
-    with bar:
+    often = 0.1 if sys.stderr.isatty() else 10.0
+    with run_folder(out, config), tqdm(total=total, unit="run", disable=not progress, mininterval=often) as bar:
         if len(lrs) > 1:
             grid = [(rule, seed, lr) for rule in rules for seed in GRID_SEEDS for lr in lrs]
             found = list(_runs(setting, grid, out, jobs, bar))
             chosen = {rule: _best(setting, [r for r in found if r["rule"] == rule], lrs) for rule in rules}
-        elif lrs:
-            chosen = {rule: lrs[0] for rule in rules}
         wanted = [(rule, seed, chosen[rule]) for seed in range(seeds) for rule in rules]
         finished = list(_runs(setting, wanted, out, jobs, bar))
     finished.sort(key=lambda each: (rules.index(each["rule"]), each["seed"]))
@@ -224,6 +246,33 @@ def compare(
     baseline = _baseline(setting, out / "baseline.json")
     write_whole(out / "compare.png", lambda file: plot.comparison(file, setting, finished, baseline))
     return summary
+
+
+@contextmanager
+def run_folder(out: Path, config: str) -> Iterator[None]:
+    """Make the folder `out` with its config.json, and take it away again if nothing else comes into it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"out: expected a folder, got {out} where there is a file") from None
+    path = out / "config.json"
+    write_whole(path, lambda file: file.write(config.encode()))
+    try:
+        yield
+    finally:
+        if list(out.iterdir()) == [path]:
+            path.unlink()
+            with suppress(OSError):  # it is where the process is
+                out.rmdir()
+
+
+def _read(path: Path, *names: str) -> dict[str, Any]:
+    """What a result file says of these names."""
+    try:
+        found = json.loads(path.read_text())
+        return {name: found[name] for name in names}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"out: expected whole results, got {path} damaged (removed, it is made anew)") from None
 
 
 def extras(user: str) -> tuple[Any, Any]:
@@ -245,7 +294,7 @@ def _baseline(setting: Setting, path: Path) -> float | None:
         except ModuleNotFoundError:
             return None
         write_whole(path, lambda file: file.write(json.dumps({"score": score}).encode()))
-    return float(json.loads(path.read_text())["score"])
+    return _read(path, "score")["score"]
 
 
 def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, jobs: int, bar: Any) -> Iterator[dict[str, Any]]:
@@ -255,7 +304,8 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
         path = _path(out, rule, seed, lr)
         if path.exists():
             bar.update()
-            yield json.loads(path.read_text()) | {"rule": rule}  # which may have been spelt with other spaces
+            found = _read(path, "seed", "lr", "evaluations", "test", "diverged", "seconds", "memory")
+            yield found | {"rule": rule}  # which may have been spelt with other spaces
         else:
             missing.append((rule, seed, lr))
     if not missing:
@@ -280,17 +330,23 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
             for receive in connection.wait(list(running)):
                 process, each = running.pop(receive)
                 try:
-                    result = receive.recv()
+                    result, said = receive.recv()
                 except EOFError:
-                    result = ChildProcessError(
-                        f"jobs: the system ended one of {jobs} processes, for want of memory perhaps; every finished run is "
-                        f"kept in {out}, and the same command, with fewer jobs, goes on"
+                    result, said = (
+                        ChildProcessError(
+                            f"jobs: the system ended one of {jobs} processes, for want of memory perhaps; every finished run is "
+                            f"kept in {out}, and the same command, with fewer jobs, goes on"
+                        ),
+                        [],
                     )
                 process.join()
                 if isinstance(result, Exception):  # said when the others that are ready have been kept
                     failed = result
                     continue
+                (out / "runs").mkdir(exist_ok=True)
                 write_whole(_path(out, *each), lambda file, text=json.dumps(result): file.write(text.encode()))
+                for category, text in said:
+                    warnings.warn(f"{each[0]}: {text}", category, stacklevel=2)
                 bar.update()
                 yield result
             if failed is not None:
@@ -303,11 +359,13 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
 
 
 def _apart(send: Any, setting: Setting, rule: str, seed: int, lr: float) -> None:
-    """A run in a process of its own, so that its peak memory is its own."""
-    try:
-        send.send(run(setting, rule, seed, lr))
-    except Exception as error:
-        send.send(error)
+    """A run in a process of its own, so that its peak memory is its own; its warnings are the parent's to show."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            result: Any = run(setting, rule, seed, lr)
+        except Exception as error:
+            result = error
+    send.send((result, [(each.category, str(each.message)) for each in caught]))
 
 
 def _slug(rule: str) -> str:
@@ -315,18 +373,16 @@ def _slug(rule: str) -> str:
 
 
 def _path(out: Path, rule: str, seed: int, lr: float) -> Path:
-    return out / "runs" / f"{_slug(rule)}-lr{lr:g}-seed{seed}.json"
-
-
-def _better(setting: Setting, score: np.ndarray) -> np.ndarray:
-    """Whether scores meet the criterion."""
-    return score <= setting.criterion if setting.by_loss else score >= setting.criterion
+    return out / "runs" / f"{_slug(rule)}-lr{str(lr).removesuffix('.0')}-seed{seed}.json"
 
 
 def reached(setting: Setting, result: dict[str, Any]) -> tuple[float, float]:
     """(iteration of the first of five evaluations in a row that met the criterion, or inf; share that do from then on)."""
     rows = np.array(result["evaluations"]).reshape(-1, 4)
-    met = _better(setting, rows[:, 2])
+    apart = np.diff(rows[:, 0])
+    if len(apart) and apart[-1] < apart[0]:
+        rows = rows[:-1]  # the one at the end, too soon after the one before
+    met = rows[:, 2] <= setting.criterion if setting.by_loss else rows[:, 2] >= setting.criterion
     for i in range(len(met) - IN_A_ROW + 1):
         if met[i : i + IN_A_ROW].all():
             return float(rows[i, 0]), 0.0 if result["diverged"] is not None else float(met[i:].mean())
@@ -340,19 +396,19 @@ def _best(setting: Setting, found: list[dict[str, Any]], lrs: Sequence[float]) -
     def cost(lr: float) -> tuple[float, float]:
         own = [each for each in found if each["lr"] == lr]
         late = sum(min(reached(setting, each)[0], 10.0 * setting.iterations) for each in own)
-        scores = [
-            math.inf if each["diverged"] is not None else sign * np.mean([row[2] for row in each["evaluations"]])
-            for each in own
-        ]
-        return late, float(np.mean(scores))
+        scores = [sign * np.mean([row[2] for row in each["evaluations"]]) for each in own if each["diverged"] is None]
+        return late, float(np.mean(scores)) if len(scores) == len(own) else math.inf
 
     return min(lrs, key=cost)
 
 
 def summarise(setting: Setting, rule: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the table: medians over seeds, with the interquartile range of the iterations (inf: never)."""
+    """One row of the table: medians over seeds, in which a run that diverged has the worst score, with the interquartile
+    range of the iterations (inf: never)."""
     first, stays = np.array([reached(setting, each) for each in results]).T
-    last = [each["evaluations"][-1][2] for each in results if each["evaluations"] and each["diverged"] is None]
+    worst = (math.inf if setting.by_loss else 0.0,) * 2
+    scores = [(each["evaluations"][-1][2], each["test"]) if each["diverged"] is None else worst for each in results]
+    score, test = np.median(scores, axis=0).round(4).tolist()
     updates = [setting.iterations if each["diverged"] is None else each["diverged"] for each in results]
     pace = [each["seconds"] / n for each, n in zip(results, updates, strict=True) if n]
     low, median, high = np.percentile(first, [25, 50, 75], method="higher")
@@ -364,8 +420,8 @@ def summarise(setting: Setting, rule: str, results: list[dict[str, Any]]) -> dic
         "q25": low,
         "q75": high,
         "stays": round(float(np.nanmean(stays)), 3) if np.isfinite(stays).any() else math.nan,
-        "score": round(float(np.median(last)), 4) if last else math.nan,
-        "test": round(float(np.nanmedian([each["test"] for each in results])), 4) if last else math.nan,
+        "score": score,
+        "test": test,
         "ms_per_iteration": round(1e3 * float(np.median(pace)), 2) if pace else math.nan,
         "memory_mb": round(float(np.median([each["memory"] for each in results])), 1),
         "diverged": sum(each["diverged"] is not None for each in results),

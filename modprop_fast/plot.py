@@ -1,5 +1,6 @@
 """The picture of a run. The only module that imports matplotlib, which belongs to the extra ``modprop_fast[train]``."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -83,8 +84,8 @@ def learning(file: BinaryIO, config: Config, rows: Sequence[Row], learned: int |
             for axes in (top, bottom):
                 axes.axvline(learned, color=_INK, linewidth=0.8, linestyle="--")
             late = learned > 0.4 * end
-            place = {"xy": (learned, 0.07 if late else 0.4), "xycoords": ("data", "axes fraction"), "ha": "right" if late else "left"}
-            place |= {"xytext": (-4 if late else 4, 0), "textcoords": "offset points"}
+            place = {"xy": (learned, 0.07 if late else 0.4), "xycoords": ("data", "axes fraction")}
+            place |= {"xytext": (-4 if late else 4, 0), "textcoords": "offset points", "ha": "right" if late else "left"}
             bottom.annotate(f"five in a row ≥ {CRITERION:g}\nfrom {learned}", **place, fontsize=8, color=_INK)
         top.set(yscale="log", ylabel="loss")
         bottom.set(xlim=(0, end), ylim=(0.2, 1.03), xlabel="iteration (one batch each)", ylabel="accuracy")
@@ -115,6 +116,8 @@ _COLOURS = ("#000000", "#0b5394", "#cc4125", "#38761d", "#8e5ea2", "#e69138", "#
 def comparison(file: BinaryIO, setting: Setting, results: Sequence[dict[str, Any]], baseline: float | None = None) -> None:
     """Draw score against iteration as PNG: for each rule the median over seeds, and the interquartile range.
 
+    A run that diverged is worse than all from then on: lines end where half of the runs have diverged.
+
     Parameters
     ----------
     file : binary file
@@ -129,46 +132,52 @@ def comparison(file: BinaryIO, setting: Setting, results: Sequence[dict[str, Any
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained")
         axes = figure.subplots()
-        rules = list(dict.fromkeys(each["rule"] for each in results))
-        for i, rule in enumerate(rules):
+        axes.set(xlim=(0, setting.iterations), xlabel="iteration (one batch each)", yscale="log" if error else "linear")
+        iteration = [row[0] for row in max((each["evaluations"] for each in results), key=len)]
+        for i, rule in enumerate(dict.fromkeys(each["rule"] for each in results)):
             runs = [each["evaluations"] for each in results if each["rule"] == rule]
-            steps = max(runs, key=len)
-            score = np.full((len(runs), len(steps)), np.nan)  # after a run has diverged there is none
+            score = np.full((len(runs), len(iteration)), np.inf if error else -np.inf)
             for row, evaluations in zip(score, runs, strict=True):
                 row[: len(evaluations)] = [each[2] for each in evaluations]
-            there = ~np.isnan(score).all(axis=0)
-            iteration = np.array([each[0] for each in steps])[there]
-            low, median, high = np.nanpercentile(score[:, there], [25, 50, 75], axis=0)
-            colour = _COLOURS[i % len(_COLOURS)]
+            low, high = np.percentile(score, [25, 75], axis=0, method="nearest")
+            diverged = sum(each["diverged"] is not None for each in results if each["rule"] == rule)
+            label = rule + f" ({diverged} of {len(runs)} diverged)" * bool(diverged)
+            colour, line = _COLOURS[i % len(_COLOURS)], "-" if i < len(_COLOURS) else "--"
             axes.fill_between(iteration, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(iteration, median, color=colour, linewidth=1.2, label=rule, linestyle="-" if i < len(_COLOURS) else "--")
-        axes.set(xlim=(0, setting.iterations), xlabel="iteration (one batch each)", yscale="log" if error else "linear")
-        _levels(axes, {"criterion": setting.criterion, "chance": task.chance, "linear readout": baseline})
+            axes.plot(iteration, np.median(score, axis=0), color=colour, linewidth=1.2, label=label, linestyle=line)
+        levels = {"criterion": setting.criterion, "chance": task.chance}
+        if baseline is not None:
+            floor = min(axes.get_ylim()[0], setting.criterion) if error else 0.0  # no decades that nothing else is in
+            levels[f"linear readout {baseline:.0e}" if baseline < floor else "linear readout"] = max(baseline, floor)
+        _levels(axes, levels)
         seeds = len({each["seed"] for each in results})
         axes.set_ylabel("validation loss" if error else "validation accuracy")
         axes.set_title(f"{setting.task}: median and interquartile range of {seeds} seeds", loc="left", fontsize=9)
-        figure.legend(loc="outside right upper")
+        _legend(figure, axes)
         figure.savefig(file, format="png")
 
 
-def _levels(axes: Axes, levels: dict[str, float | None]) -> None:
-    """Dotted lines at the levels there are; names whose lines would lie on one another share a text."""
-    log = axes.get_yscale() == "log"
-    known = {name: level for name, level in levels.items() if level is not None}
-    least, most = axes.get_ylim()
-    least, most = min([least, *known.values()]), max([most, *known.values()])
+def _levels(axes: Axes, levels: dict[str, float]) -> None:
+    """Dotted lines; names whose lines would lie on one another share a text."""
+    at: Any = np.log if axes.get_yscale() == "log" else float
+    least, most = map(at, (min([axes.get_ylim()[0], *levels.values()]), max([axes.get_ylim()[1], *levels.values()])))
     texts: list[tuple[float, str]] = []
-    for name, level in sorted(known.items(), key=lambda each: each[1]):
+    for name, level in sorted(levels.items(), key=lambda each: each[1]):
         axes.axhline(level, color=_GREY, linewidth=0.7, linestyle=":", zorder=0)
-        gap = np.log(level / texts[-1][0]) / np.log(most / least) if log and texts else 1.0
-        if texts and not log:
-            gap = (level - texts[-1][0]) / (most - least)
-        if gap < 0.04:
+        if texts and at(level) - at(texts[-1][0]) < 0.04 * (most - least):
             texts[-1] = texts[-1][0], f"{texts[-1][1]}, {name}"
         else:
             texts.append((level, name))
     for level, text in texts:
         axes.text(1.01, level, text, color=_GREY, fontsize=8, va="center", transform=axes.get_yaxis_transform())
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """The rules below all axes, in as many columns as fit; the figure grows by them."""
+    labels = axes.get_legend_handles_labels()[1]
+    columns = max(1, 100 // (8 + max(map(len, labels))))
+    figure.set_figheight(figure.get_figheight() + 0.16 * math.ceil(len(labels) / columns))
+    figure.legend(loc="outside lower left", ncols=columns)
 
 
 def alignment(file: BinaryIO, setting: Setting, active: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -197,5 +206,5 @@ def alignment(file: BinaryIO, setting: Setting, active: str, rows: Sequence[dict
         panels[0].set(ylabel="cosine with BPTT, w_rec")
         panels[1].set(ylabel="norm / norm of BPTT, w_rec", xlabel="iteration (one batch each)", yscale="log")
         panels[0].set_title(f"{setting.task}: gradients along the way of {active}", loc="left", fontsize=9)
-        figure.legend(loc="outside right upper")
+        _legend(figure, panels[0])
         figure.savefig(file, format="png")

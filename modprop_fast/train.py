@@ -8,8 +8,9 @@ A run lives in one folder, in which every file is written whole or not at all:
     checkpoint.npz   all that is needed to go on to the same bits as a run that was never stopped
     learning.png     loss and accuracy against iteration
 
-An evaluation takes one fresh batch, before the update of its iteration. Initial weights, training trials, evaluation
-trials and random feedback each have their own stream of random numbers, so that looking never changes the learning.
+An evaluation takes one fresh batch, before the update of its iteration; the one at the end, if out of step, takes that of the
+next, and a run that goes on does not keep it. Initial weights, training trials, evaluation trials and random feedback each have
+their own stream of random numbers, so that looking never changes the learning.
 """
 
 import json
@@ -17,16 +18,17 @@ import logging
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 
 from . import checks
-from .compare import IN_A_ROW, ei_types, extras
+from .compare import IN_A_ROW, check_options, ei_types, extras, option, run_folder
 from .files import read_npz, write_npz, write_whole
 from .interrupts import interrupt_noted
 from .learner import Learner
@@ -44,8 +46,9 @@ EVALUATE_EVERY = 20  # iterations, as in the released code
 CRITERION = 0.95  # accuracy that counts as learned once reached
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def whole_or_word(text: str) -> int | str:
+    """What a text on the command line means where both are allowed."""
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 @dataclass(frozen=True)
@@ -66,42 +69,35 @@ class Config:
     True
     """
 
-    task: str = _option("delayed-xor", "what is to be learned")
-    delay: int = _option(700, "steps between the two cues")
-    cue: int = _option(100, "steps of each cue")
-    rule: str = _option("modprop", "learning rule: modprop, eprop or bptt")
-    modulation: str = _option(
-        "types", "modprop: types (means of W over cell types) or cells (W itself, backwards through each trial)"
+    task: str = "delayed-xor"
+    delay: int = option(700, "steps between the two cues")
+    cue: int = option(100, "steps of each cue", least=1)
+    rule: str = option("modprop", "learning rule: modprop, eprop or bptt", choices=("modprop", "eprop", "bptt"))
+    modulation: str = option(
+        "types", "modprop: types (means of W over cell types) or cells (W itself, backwards through each trial)",
+        choices=("types", "cells"),
+    )  # fmt: skip
+    factor: str = option("exact", "modprop: postsynaptic factor of the nonlocal term, exact, mean or running")
+    refresh: str | int = option(
+        "update", "modprop: type means follow the weights at every update, never, or every so many", type=whole_or_word
     )
-    factor: str = _option("exact", "modprop: postsynaptic factor of the nonlocal term, exact, mean or running")
-    refresh: str | int = _option(
-        "update", "modprop: type means follow the weights at every update, never, or every so many"
-    )
-    mu: float = _option(0.25, "modprop: what stands for the activation's derivative in the filter, in [0, 1]")
-    n_rec: int = _option(120, "recurrent units, about a fifth of them inhibitory")
-    tau: float = _option(100.0, "membrane time constant, in ms")
-    dt: float = _option(1.0, "duration of a step, in ms")
-    batch: int = _option(32, "trials per update, and per evaluation")
-    iterations: int = _option(3000, "updates to make")
-    lr: float = _option(5e-4, "learning rate of Adam")
-    lr_decay: float = _option(0.8, "factor on the learning rate after every --lr-every updates")
-    lr_every: int = _option(300, "updates between two decays of the learning rate")
-    l2: float = _option(5e-4, "L2 penalty on the weights, part of the gradient")
-    l1: float = _option(0.01, "L1 shrink of recurrent and output weights, after each update")
-    seed: int = _option(0, "seed of all random numbers of the run")
-    dtype: str = _option("float32", "precision of weights and arithmetic: float32 or float64")
+    mu: float = option(0.25, "modprop: what stands for the activation's derivative in the filter, in [0, 1]")
+    n_rec: int = option(120, "recurrent units, about a fifth of them inhibitory", least=2)
+    tau: float = option(100.0, "membrane time constant, in ms")
+    dt: float = option(1.0, "duration of a step, in ms", above=True)
+    batch: int = option(32, "trials per update, and per evaluation", least=1)
+    iterations: int = option(3000, "updates to make", least=1)
+    lr: float = option(5e-4, "learning rate of Adam", above=True)
+    lr_decay: float = option(0.8, "factor on the learning rate after every --lr-every updates", above=True)
+    lr_every: int = option(300, "updates between two decays of the learning rate", least=1)
+    l2: float = option(5e-4, "L2 penalty on the weights, part of the gradient")
+    l1: float = option(0.01, "L1 shrink of recurrent and output weights, after each update")
+    seed: int = option(0, "seed of all random numbers of the run")
+    dtype: str = option("float32", "precision of weights and arithmetic: float32 or float64", choices=("float32", "float64"))
 
     def __post_init__(self) -> None:
         checks.choice("task", self.task, tuple(TASKS))
-        checks.choice("rule", self.rule, ("modprop", "eprop", "bptt"))
-        checks.choice("modulation", self.modulation, ("types", "cells"))
-        checks.choice("dtype", self.dtype, ("float32", "float64"))
-        integers = {"delay": 0, "cue": 1, "n_rec": 2, "batch": 1, "iterations": 1, "lr_every": 1, "seed": 0}
-        for name, least in integers.items():
-            object.__setattr__(self, name, checks.integer(name, getattr(self, name), least=least))
-        for name in ("mu", "tau", "dt", "lr", "lr_decay", "l2", "l1"):
-            value = checks.number(name, getattr(self, name), low=0.0, above=name in ("dt", "lr", "lr_decay"))
-            object.__setattr__(self, name, value)
+        check_options(self)
         self.make_rule()
 
     def make_task(self) -> DelayedXOR:
@@ -160,24 +156,13 @@ def build(config: Config, init: Generator, feedback: Generator, threads: int | N
     """The network and the learner of a configuration; initial weights and random feedback come from the generators."""
     task = config.make_task()
     network = Network(
-        task.n_in,
-        config.n_rec,
-        task.n_out,
-        types=ei_types(config.n_rec),
-        activation="relu",
-        tau=config.tau,
-        dt=config.dt,
-        dale={"E": 1, "I": -1},
-        bias=False,
-        init="signed",
-        dtype=config.dtype,
-        rng=init,
-    )
+        task.n_in, config.n_rec, task.n_out, types=ei_types(config.n_rec), activation="relu", tau=config.tau, dt=config.dt,
+        dale={"E": 1, "I": -1}, bias=False, init="signed", dtype=config.dtype, rng=init,
+    )  # fmt: skip
     schedule = StepDecay(config.lr_decay, config.lr_every)
     optimizer = Adam(lr=config.lr, l2=config.l2, l1=config.l1, schedule=schedule)
-    rule = config.make_rule()
-    learner = Learner(network, rule, loss=task.loss, optimizer=optimizer, update="apply", threads=threads, rng=feedback)
-    return network, learner
+    options = {"loss": task.loss, "optimizer": optimizer, "update": "apply", "threads": threads, "rng": feedback}
+    return network, Learner(network, config.make_rule(), **options)
 
 
 def read_config(out: Path) -> Config:
@@ -187,6 +172,10 @@ def read_config(out: Path) -> Config:
         return Config.from_json(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"out: expected the folder of a run to resume, got {out} without config.json") from error
+
+
+def _in_step(iteration: int) -> bool:
+    return iteration % EVALUATE_EVERY == 0
 
 
 class _Run:
@@ -218,16 +207,19 @@ class _Run:
 
     @property
     def due(self) -> bool:
-        """Whether an evaluation is to be made before the next update."""
+        """Whether an evaluation is to be made before the next update, or at the end."""
         evaluated = self.rows and self.rows[-1].iteration == self.iteration
-        return self.iteration % EVALUATE_EVERY == 0 and not evaluated
+        return not evaluated and (_in_step(self.iteration) or self.iteration == self.config.iterations)
 
     def evaluate(self) -> None:
-        result = self.learner.evaluate(*self.task.sample(self.evaluation, self.config.batch))
+        in_step, streak = _in_step(self.iteration), self.rows[-1].streak if self.rows else 0
+        trials = self.evaluation if in_step else deepcopy(self.evaluation)  # those to come are what they would have been
+        result = self.learner.evaluate(*self.task.sample(trials, self.config.batch))
         loss, accuracy = float(result.loss), result.accuracy
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss: expected a finite number, got {loss}")
-        streak = (self.rows[-1].streak if self.rows else 0) + 1 if accuracy >= CRITERION else 0
+        if in_step:
+            streak = streak + 1 if accuracy >= CRITERION else 0
         self.rows.append(Row(self.iteration, loss, accuracy, streak, round(self.seconds, 3)))
         log.info("iteration %d: loss %.4g, accuracy %.3f", self.iteration, loss, accuracy)
 
@@ -264,7 +256,8 @@ class _Run:
             generators = json.loads(str(state["generators"]))
             self.training.bit_generator.state = generators["training"]
             self.evaluation.bit_generator.state = generators["evaluation"]
-            self.rows = [Row(int(row[0]), row[1], row[2], int(row[3]), row[4]) for row in state["rows"].tolist()]
+            rows = [Row(int(row[0]), row[1], row[2], int(row[3]), row[4]) for row in state["rows"].tolist()]
+            self.rows = [row for row in rows if _in_step(row.iteration)]
             self.started = perf_counter() - float(state["seconds"])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"resume: expected a whole checkpoint, got {path} damaged ({error})") from error
@@ -321,20 +314,14 @@ def train(
     run = _Run(config, threads)
     if resume:
         run.restore(out / "checkpoint.npz")
+        checks.integer("iterations", config.iterations, least=run.iteration)  # those made cannot be taken back
 
     def finished() -> bool:
         return run.iteration >= config.iterations or (until_learned and run.learned_at is not None)
 
-    bar = tqdm(
-        total=config.iterations,
-        initial=run.iteration,
-        unit="it",
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # s: a log file wants fewer lines than a terminal
-        disable=not progress,
-    )
-    with bar, interrupt_noted() as interrupted:
-        out.mkdir(parents=True, exist_ok=resume)
-        write_whole(out / "config.json", lambda file: file.write(config.to_json().encode()))
+    often = 0.1 if sys.stderr.isatty() else 10.0  # s: a log file wants fewer lines than a terminal
+    shown = {"total": config.iterations, "initial": run.iteration, "unit": "it", "mininterval": often, "disable": not progress}
+    with run_folder(out, config.to_json()), tqdm(**shown) as bar, interrupt_noted() as interrupted:
         try:
             while True:
                 if run.due:
@@ -346,9 +333,8 @@ def train(
                 run.fit()
                 bar.update()
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"training diverged at iteration {run.iteration}: {error}; the last good checkpoint is kept in {out}"
-            ) from error
+            kept = f"; the last good checkpoint is kept in {out}" if run.rows else ""
+            raise FloatingPointError(f"training diverged at iteration {run.iteration}: {error}{kept}") from error
         run.save(out)
         seconds = run.seconds
         write_whole(out / "learning.png", lambda file: plot.learning(file, config, run.rows, run.learned_from))

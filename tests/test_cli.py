@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,12 @@ import pytest
 import modprop_fast
 from modprop_fast import Learner, cli, core
 from modprop_fast.cli import main
+from modprop_fast.compare import SETTINGS
 from modprop_fast.train import Config, read_config, train
 
 TINY = "--delay 10 --cue 5 --n-rec 12 --tau 10 --batch 4".split()
 TRAIN = ["train", "delayed-xor", *TINY, "--iterations", "30", "--quiet"]
+COMPARE = ["compare", "pattern", "--rules", "eprop", "--quiet"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +40,12 @@ def test_train_ends_with_what_a_person_wants(capsys):
     assert main(TRAIN) == 0
     out, err = capsys.readouterr()
     folder, accuracy, learned, seconds = out.splitlines()
-    assert folder.split() == ["run", "folder", os.path.join("runs", "delayed-xor-modprop-seed0")]
+    path = Path("runs", "delayed-xor-modprop-seed0-delay-10-cue-5-n-rec-12-tau-10.0-batch-4")
+    assert folder.split() == ["run", "folder", str(path)]
     assert accuracy.startswith("accuracy ") and "on 4 fresh trials" in accuracy
     assert learned == "learned     not learned within 30 iterations"
     assert seconds.startswith("time ") and err == ""
-    assert Path("runs/delayed-xor-modprop-seed0/learning.png").read_bytes().startswith(b"\x89PNG")
+    assert (path / "learning.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_value_has_an_option(capsys):
@@ -54,13 +57,25 @@ def test_every_value_has_an_option(capsys):
     assert values.keys() == {field.name for field in fields(Config)} - {"task"}
     options = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert main(["train", "delayed-xor", *options, "--quiet"]) == 0
-    assert read_config(Path("runs/delayed-xor-eprop-seed1")) == Config(**values)
+    (folder,) = Path("runs").iterdir()
+    assert read_config(folder) == Config(**values) and len(folder.name) <= 100
 
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0 and all(f"(default {getattr(Config(), name)})" in text for name in values)
+
+
+def test_default_folders_are_apart():
+    """The README's commands, one after the other; resumed, a run may have more iterations."""
+    for words in ([], ["--modulation", "cells", "--factor", "mean"], ["--resume", "--iterations", "2"]):
+        assert main(["train", "delayed-xor", "--iterations", "1", "--quiet", *words]) == 0
+    names = {"delayed-xor-modprop-seed0", "delayed-xor-modprop-seed0-modulation-cells-factor-mean"}
+    assert {path.name for path in Path("runs").iterdir()} == names
+    default = SETTINGS["delayed-xor"]
+    other = replace(default, options={"delay": 60}, tau=10.0)
+    assert cli._unlike(default, default) == [] and cli._unlike(default, other) == ["tau-10.0", "delay-60"]
 
 
 def test_progress_bar(capsys):
@@ -90,7 +105,7 @@ def test_bench_needs_the_repository(capsys, tmp_path, monkeypatch):
         ([], "COMMAND"),
         (["teach"], "teach"),
         (["train"], "TASK"),
-        (["train", "xor"], "task: expected one of 'delayed-xor', got 'xor'"),
+        (["train", "pattern"], "task: expected one of 'delayed-xor', got 'pattern'"),
         ([*TRAIN, "--speed", "3"], "--speed"),
         ([*TRAIN, "--lr", "fast"], "--lr"),
         ([*TRAIN, "--rule", "bp"], "rule: expected one of 'modprop', 'eprop', 'bptt', got 'bp'"),
@@ -101,6 +116,13 @@ def test_bench_needs_the_repository(capsys, tmp_path, monkeypatch):
         ([*TRAIN, "--iterations", "0"], "iterations: expected"),
         ([*TRAIN, "--threads", "0"], "threads: expected"),
         ([*TRAIN, "--resume"], "out: expected the folder of a run to resume"),
+        ([*COMPARE, "--criterion", "0"], "criterion: expected a finite number in (0, inf), got 0"),
+        ([*COMPARE, "--n-rec", "1"], "n_rec: expected an integer >= 2, got 1"),
+        ([*COMPARE, "--lr-every", "0"], "lr_every: expected an integer >= 1, got 0"),
+        ([*COMPARE, "--steps", "x"], "--steps"),
+        ([*COMPARE, "--steps", "2"], "steps: expected an integer >= 11, got 2"),
+        ([*COMPARE, "--seed", "2"], "--seed 2"),
+        (["align", "pattern", "--passive", "eprop", "--see", "2"], "--see 2"),
     ],
 )
 def test_bad_input(argv, named, capsys, tmp_path):
@@ -112,6 +134,9 @@ def test_existing_folder(capsys, tmp_path):
     (tmp_path / "run").mkdir()
     assert "out: expected a folder that does not exist" in refused(capsys, [*TRAIN, "--out", "run"])
     assert not list((tmp_path / "run").iterdir())
+    (tmp_path / "file").touch()
+    for out in ("file", os.path.join("file", "x")):
+        assert f"out: expected a folder, got {out} where there is a file" in refused(capsys, [*COMPARE, "--out", out])
 
 
 def test_resume_takes_the_setting_from_the_folder(capsys):
@@ -120,6 +145,8 @@ def test_resume_takes_the_setting_from_the_folder(capsys):
     resume = ["train", "delayed-xor", "--out", "run", "--resume", "--quiet"]
     assert refused(capsys, [*resume, "--tau", "20"]).startswith("modprop-fast: tau: expected 10.0 as in ")
     assert refused(capsys, [*resume, "--seed", "0"]).startswith("modprop-fast: seed: expected 3 as in ")
+    assert refused(capsys, [*resume, "--iterations", "20"]) == "modprop-fast: iterations: expected an integer >= 30, got 20"
+    assert read_config(Path("run")).iterations == 30
     assert main([*resume, "--iterations", "40", "--threads", "1", "--until-learned", "--seed", "3"]) == 0
     assert "40 iterations" in capsys.readouterr().out
     train(Config(**{**vars(read_config(Path("run")))}), "once", progress=False)

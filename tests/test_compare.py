@@ -64,7 +64,7 @@ def test_a_run_that_diverges_is_recorded_and_the_others_finish(tmp_path):
     wild = replace(TINY, lr=1e30, options={"delay": 3, "cue": 2})
     rows = compare(wild, ["bptt", "eprop"], 1, tmp_path / "wild", progress=False)
     assert [row["diverged"] for row in rows] == [1, 1] and rows[0]["reached"] == "0/1"
-    assert np.isnan(rows[0]["score"]) and (tmp_path / "wild" / "compare.png").exists()
+    assert rows[0]["score"] == rows[0]["test"] == 0 and (tmp_path / "wild" / "compare.png").exists()
 
 
 @pytest.mark.filterwarnings("ignore:rho")
@@ -96,13 +96,15 @@ def test_a_divergence_ends_its_own_run_only(tmp_path, monkeypatch):
     monkeypatch.setattr(Learner, "fit_trials", fit)
     bptt, eprop = compare(TINY, ["bptt", "eprop"], 2, tmp_path, progress=False)
     assert (bptt["diverged"], eprop["diverged"]) == (0, 1)
-    assert eprop["ms_per_iteration"] < 1000 and not math.isnan(eprop["score"])
+    kept = json.loads((tmp_path / "runs" / f"eprop-lr{TINY.lr:g}-seed0.json").read_text())
+    assert eprop["ms_per_iteration"] < 1000 and eprop["score"] == pytest.approx(kept["evaluations"][-1][2] / 2, abs=1e-4)
     broken = json.loads((tmp_path / "runs" / f"eprop-lr{TINY.lr:g}-seed1.json").read_text())
     assert broken["diverged"] == 3 and len(broken["evaluations"]) == 1
 
 
 def test_the_same_rule_in_other_spelling_is_the_same_rule(tmp_path):
-    compare(TINY, ["modprop(factor=mean, mu=0.5)"], 1, tmp_path, progress=False)
+    with pytest.warns(RuntimeWarning, match=r"^modprop\(factor=mean, mu=0.5\): rho"):  # of the process of the run
+        compare(TINY, ["modprop(factor=mean, mu=0.5)"], 1, str(tmp_path), progress=False)
     before = files(tmp_path)
     rows = compare(TINY, ["modprop(factor=mean,mu=0.5)", "modprop(factor=mean,mu=0.5)"], 1, tmp_path, progress=False)
     assert [row["rule"] for row in rows] == ["modprop(factor=mean,mu=0.5)"] and files(tmp_path) == before
@@ -114,6 +116,70 @@ def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="lr: expected"):
         compare(TINY, ["eprop"], 1, tmp_path / "new", lrs=[-1.0, 1.0], progress=False)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name, bad", [
+    ("task", "xor"), ("options", {"depth": 3}), ("n_rec", 1), ("tau", -1.0), ("activation", "x"), ("batch", 0), ("every", 1.5),
+    ("lr", 0.0), ("lr_every", 0), ("l2", math.inf), ("l1", "0"), ("clip", 0.0), ("criterion", math.nan), ("criterion", 1.1),
+])  # fmt: skip
+def test_bad_setting(name, bad):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected .*got "):
+        replace(TINY, **{name: bad})
+
+
+def test_a_comparison_that_fails_at_once_leaves_nothing_but_what_was_there(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "_runs", fail)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").touch()
+    for out in (tmp_path / "new", tmp_path / "old"):
+        with pytest.raises(MemoryError):
+            compare(TINY, ["eprop"], 1, out, progress=False)
+    assert not (tmp_path / "new").exists() and (tmp_path / "old" / "file").exists()
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = module._path(tmp_path, "eprop", 0, TINY.lr)
+    path.parent.mkdir()
+    for text in ('{"rule": "epr', "[]", '{"rule": "eprop"}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"out: expected whole results, got .*{path.name} damaged"):
+            compare(TINY, ["eprop"], 1, tmp_path, progress=False)
+    (tmp_path / "baseline.json").write_text("{")
+    with pytest.raises(ValueError, match=r"got .*baseline.json damaged"):
+        module._baseline(TINY, tmp_path / "baseline.json")
+
+
+def test_every_learning_rate_has_its_file():
+    names = [module._path(Path(), "eprop", 0, lr).name for lr in (0.01, 1.0, 0.0123456, 0.01234561)]
+    assert names[:2] == ["eprop-lr0.01-seed0.json", "eprop-lr1-seed0.json"] and names[2] != names[3]
+
+
+def test_a_task_scored_by_its_loss(tmp_path):
+    setting = replace(SETTINGS["pattern"], options={"steps": 20}, n_rec=10, iterations=5, every=1000)
+    (row,) = compare(setting, ["bptt"], 1, tmp_path, progress=False)
+    first, last = evaluations(tmp_path)
+    assert (first["iteration"], last["iteration"]) == ("0", "5") and last["loss"] == last["score"]
+    assert 0 < float(last["score"]) < float(first["score"]) and row["score"] == round(float(last["score"]), 4) == row["test"]
+
+
+def test_figure(monkeypatch):
+    """Long names leave the axes wide, a readout that solves the task leaves the decades of the rest, and all seeds count."""
+    from modprop_fast import plot
+
+    drawn = []
+    monkeypatch.setattr(plot.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    names = [f"modprop(modulation=cells,factor=mean,mu=0.{i})" for i in range(5)]
+    results = [fake([0.4, 0.1][: 1 + (seed == 0)], diverged=None if seed == 0 else 9) | {"rule": name, "seed": seed}
+               for name in names for seed in range(3)]  # fmt: skip
+    plot.comparison(None, SETTINGS["pattern"], results, 1e-28)
+    (figure,), (axes,) = drawn, drawn[0].axes
+    figure.draw_without_rendering()
+    assert axes.get_position().width > 0.55 and axes.get_ylim()[0] > 1e-3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{name} (2 of 3 diverged)" for name in names]
+    assert axes.lines[0].get_ydata().tolist() == [0.4, np.inf]
 
 
 def test_the_linear_baseline_is_computed_once(tmp_path, monkeypatch):
@@ -141,6 +207,12 @@ def test_what_counts_as_reached_and_as_staying():
     assert reached(TINY, fake([good] * 4 + [bad] + [good] * 4))[0] == np.inf
     row = summarise(TINY, "x", [fake([good] * 5), fake([bad] * 5), fake([bad] * 5)])
     assert (row["reached"], row["iterations"], row["stays"]) == ("1/3", np.inf, 1.0)
+    wild = [fake([good]), fake([good], diverged=1), fake([good], diverged=1)]
+    assert summarise(TINY, "x", wild)["score"] == summarise(TINY, "x", wild)["test"] == 0
+    assert summarise(SETTINGS["pattern"], "x", wild)["score"] == np.inf
+    last = fake([good] * 5)
+    last["evaluations"][-1] = (31, 0.5, good, 0.1)  # at the end, which comes too soon to be one of five
+    assert reached(TINY, last)[0] == np.inf
     loss = replace(SETTINGS["pattern"], criterion=0.1)
     assert reached(loss, fake([0.3, 0.1, 0.1, 0.1, 0.05, 0.01])) == (10.0, 1.0)
     assert (
@@ -152,7 +224,7 @@ def test_what_counts_as_reached_and_as_staying():
 
 
 def test_learning_rates_are_chosen_on_other_seeds(tmp_path):
-    rows = compare(TINY, ["bptt"], 1, tmp_path / "grid", lrs=[1e30, 1e-3], progress=False)
+    rows = compare(TINY, ["bptt"], 1, tmp_path / "grid", lrs=[1e30, 1e-3, 1e-3], progress=False)
     assert rows[0]["lr"] == 1e-3 and rows[0]["diverged"] == 0
     assert len(files(tmp_path / "grid")) == 2 * 2 + 1
 
@@ -221,18 +293,20 @@ def test_ctrl_c_while_a_process_starts_waits_until_it_has_started(tmp_path, monk
     assert started[0].exitcode == -signal.SIGTERM
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_keep_what_is_finished(how, tmp_path):
     out = tmp_path / "stopped"
     words = ["compare", "delayed-xor", "--rules", "eprop", "bptt", "--seeds", "40", "--n-rec", "10", "--iterations", "40"]
-    words += ["--option", "delay=3", "--option", "cue=2", "--jobs", "1", "--out", str(out)]
+    words += ["--delay", "3", "--cue", "2", "--jobs", "1", "--out", str(out)]
+    heard = signal.SIG_DFL if how == signal.SIGINT else signal.SIG_IGN  # as a shell's background job does
     process = subprocess.Popen(
         [sys.executable, "-m", "modprop_fast", *words], stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it, and so would this
+        preexec_fn=lambda: signal.signal(signal.SIGINT, heard),
     )  # fmt: skip
     until = time.monotonic() + 60
     while time.monotonic() < until and len(list((out / "runs").glob("*.json") if out.exists() else ())) < 2:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and b"every finished run is kept" in said and b"Traceback" not in said
     kept = list((out / "runs").iterdir())
@@ -242,7 +316,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the process in /proc")
 def test_a_process_that_the_system_ends_is_said_and_the_others_stop(tmp_path):
     words = ["compare", "delayed-xor", "--rules", "eprop", "bptt", "--seeds", "40", "--n-rec", "10", "--iterations", "4000"]
-    words += ["--option", "delay=3", "--option", "cue=2", "--jobs", "2", "--out", str(tmp_path / "out")]
+    words += ["--delay", "3", "--cue", "2", "--jobs", "2", "--out", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-m", "modprop_fast", *words], stderr=subprocess.PIPE)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
@@ -260,17 +334,19 @@ def test_a_process_that_the_system_ends_is_said_and_the_others_stop(tmp_path):
 
 
 def test_the_command_line(tmp_path, capsys):
-    words = "delayed-xor --delay 3 --option cue=2 --n-rec 10 --iterations 8 --every 2 --quiet".split()
-    assert cli.main(["compare", *words, "--rules", "eprop", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "c")]) == 0
-    assert "0/1" in capsys.readouterr().out
-    assert json.loads((tmp_path / "c" / "config.json").read_text())["options"] == {"delay": 3, "cue": 2}
-    assert cli.main(["align", *words, "--passive", "eprop", "--descent", "--out", str(tmp_path / "d")]) == 0
+    words = "delayed-xor --delay 3 --cue 2 --n-rec 10 --iterations 8 --every 2 --quiet".split()
+    once = ["--seeds", "1", "--jobs", "1", "--lr-grid", "1e30", "1e-3", "--out", str(tmp_path / "c")]
+    assert cli.main(["compare", *words, "--rules", "eprop", *once]) == 0
+    assert "0/1" in capsys.readouterr().out and "eprop,0.001,0/1," in (tmp_path / "c" / "summary.csv").read_text()
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert config["options"] == {"delay": 3, "cue": 2} and config["lrs"] == [1e30, 1e-3]
+    who = ["--active", "eprop", "--passive", "mdgl", "--descent", "--out", str(tmp_path / "d")]
+    assert cli.main(["align", *words, *who]) == 0
     assert "lowers" in capsys.readouterr().out
+    assert json.loads((tmp_path / "d" / "config.json").read_text())["active"] == "eprop"
     for bad, message in (
         (["compare", "juggling", "--rules", "bptt"], "task: expected one of 'delayed-xor', 'pattern'"),
         (["compare", *words, "--rules", "backprop"], "rule: expected one of 'bptt', 'tbptt'"),
-        (["compare", *words, "--rules", "bptt", "--option", "depth=3"], "option: "),
-        (["compare", *words, "--rules", "bptt", "--option", "depth"], "option: expected NAME=VALUE, got 'depth'"),
         (["compare", *words, "--rules", "bptt", "--gap", "3"], "gap: expected with cue-accumulation only, got it with delayed"),
         (["compare", *words, "--rules", "bptt", "--batch", "0"], "batch: expected an integer >= 1, got 0"),
     ):

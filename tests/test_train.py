@@ -139,7 +139,7 @@ def test_run_folder(tmp_path):
     assert (out / "learning.png").read_bytes() == b"picture"
     with open(out / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["iteration"] for row in rows] == ["0", "20", "40"]
+    assert [row["iteration"] for row in rows] == ["0", "20", "40", "50"]
     assert (result.iteration, result.loss, result.accuracy) == (
         50,
         float(rows[-1]["loss"]),
@@ -177,6 +177,13 @@ def test_learned_at_the_fifth_in_a_row(tmp_path, monkeypatch):
     accuracies = iter([1.0, 0.95, 0.9, 0.94, 0.95, 1.0, 1.0, 1.0, 0.96])
     result = run(replace(TINY, iterations=200), tmp_path / "until", until_learned=True)
     assert (result.learned_at, result.iteration, result.accuracy) == (160, 160, 0.96)
+
+
+def test_the_evaluation_at_the_end_is_not_one_of_five_in_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(Learner, "evaluate", lambda *_: Evaluation(0.1, 1.0, np.empty(0)))
+    assert run(replace(TINY, iterations=79), tmp_path / "short").learned_at is None
+    result = run(replace(TINY, iterations=81), tmp_path / "long")
+    assert (result.learned_at, result.learned_from, result.iteration) == (80, 0, 81)
 
 
 # ------------------------------------------------------------ going on
@@ -222,6 +229,17 @@ def test_interrupted_between_updates(at, tmp_path, monkeypatch):
     assert state(tmp_path / "twice")[0]["learner.iteration"] == at
     run(TINY, tmp_path / "twice", resume=True)
     assert_same_state(tmp_path / "once", tmp_path / "twice")
+
+
+def test_what_is_made_is_evaluated_and_not_taken_back(tmp_path):
+    for iterations in (3, 5):
+        result = run(replace(TINY, iterations=iterations), tmp_path / "run", resume=iterations == 5)
+        rows = state(tmp_path / "run")[0]["rows"]
+        assert rows[:, 0].tolist() == [0, iterations] and result.loss == rows[1, 1] != rows[0, 1]
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^iterations: expected an integer >= 5, got 2$"):
+        run(replace(TINY, iterations=2), tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == before
 
 
 def test_finished_run_is_left_alone(tmp_path):
@@ -339,6 +357,16 @@ def test_divergence_keeps_the_last_good_checkpoint(where, tmp_path, monkeypatch)
         run(TINY, tmp_path / "run")
     arrays, metrics = state(tmp_path / "run")
     assert arrays["learner.iteration"] == kept and metrics[-1][0] == str(kept)
+
+
+def test_a_run_that_fails_at_once_leaves_no_folder(tmp_path, monkeypatch):
+    def fail(*_):
+        raise FloatingPointError("overflow")
+
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match=r"diverged at iteration 0: overflow$"):
+        patch.setattr(Learner, "evaluate", fail)
+        run(TINY, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:rho")

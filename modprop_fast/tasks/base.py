@@ -38,6 +38,11 @@ class Task(ABC):
     seed : int
         Of all that stands still: what is held out, and whatever else is drawn once. By keyword only.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter of any task is of another type, or not in its range.
+
     Attributes
     ----------
     n_in, n_out, n_steps : int

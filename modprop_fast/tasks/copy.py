@@ -30,11 +30,6 @@ class Copy(Task):
         Of the trials held out. They are drawn as those of `sample` are, which can repeat them where there are few
         sequences: ``symbols ** length``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is not an integer, or not in its range.
-
     Notes
     -----
     Source: Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 1997, in the form of Arjovsky, Shah and

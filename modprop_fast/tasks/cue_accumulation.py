@@ -32,11 +32,6 @@ class CueAccumulation(Task):
     seed : int
         Of the trials held out.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is not an integer, or not in its range.
-
     Notes
     -----
     Source: Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons", Nature

@@ -28,11 +28,6 @@ class DelayedXOR(Task):
     seed : int
         Of the trials held out.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is not an integer, or not in its range.
-
     Notes
     -----
     Source: Liu, Smith, Mihalas, Shea-Brown and Sümbül, "Biologically-plausible backpropagation through arbitrary

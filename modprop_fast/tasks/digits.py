@@ -25,13 +25,6 @@ class Digits(DataSet):
     seed : int
         Of the split.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        If scikit-learn, of the extra ``modprop_fast[tasks]``, is not installed.
-    TypeError, ValueError
-        If a parameter is of another type or value.
-
     Notes
     -----
     Source: ``sklearn.datasets.load_digits``, inside the scikit-learn package: the test set of Alpaydin and Kaynak,

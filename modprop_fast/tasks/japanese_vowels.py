@@ -27,13 +27,6 @@ class JapaneseVowels(DataSet):
     seed : int
         Of the split into training and validation.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        If aeon, of the extra ``modprop_fast[tasks]``, is not installed.
-    TypeError, ValueError
-        If the seed is not an integer >= 0.
-
     Notes
     -----
     Source: Kudo, Toyama and Shimbo, "Multidimensional curve classification using passing-through regions", Pattern

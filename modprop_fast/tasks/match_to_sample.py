@@ -29,11 +29,6 @@ class MatchToSample(Task):
     seed : int
         Of the trials held out.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is not an integer, or not in its range.
-
     Notes
     -----
     Source: the task of Miller, Erickson and Desimone, "Neural mechanisms of visual working memory in prefrontal cortex of

@@ -26,13 +26,6 @@ class MNIST1D(DataSet):
     seed : int
         Of the split into training and validation; it does not change the data set.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        If mnist1d, of the extra ``modprop_fast[tasks]``, is not installed.
-    TypeError, ValueError
-        If the seed is not an integer >= 0.
-
     Notes
     -----
     Source: Greydanus and Kobak, "Scaling down deep learning with MNIST-1D", ICML 2024; package mnist1d.

@@ -31,11 +31,6 @@ class Pattern(Task):
     seed : int
         Of the input, the amplitudes and the phases.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is not an integer, or not in its range.
-
     Notes
     -----
     Source: the task, with a sum of a few sinusoids, is that of Bellec et al., "A solution to the learning dilemma for
