@@ -1,7 +1,9 @@
 """How far each rule's gradient is from the exact one, along the way of one rule that learns."""
 
+import copy
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .compare import Setting, build, extras
+from .compare import Setting, build, extras, run_folder
 from .files import write_csv, write_whole
 from .learner import Learner
 from .rules import BPTT, parse_rule
@@ -21,7 +23,14 @@ DECREASE = 0.01  # of the loss, to first order, by a probe along the exact gradi
 
 
 def align(
-    setting: Setting, active: str, passive: Sequence[str], seed: int, out: Path, *, descent: bool = False, progress: bool = True
+    setting: Setting,
+    active: str,
+    passive: Sequence[str],
+    seed: int,
+    out: str | os.PathLike[str],
+    *,
+    descent: bool = False,
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Let the rule `active` learn, and compare all rules' gradients with BPTT's on its weights and batches.
 
@@ -37,6 +46,8 @@ def align(
     active, passive : str, sequence of str
         As for `parse_rule`; the active rule is looked at too.
     seed : int
+        The active rule's row is of the learner itself, with its feedback, type means and mean of h; the others' are of
+        learners that follow its weights, with feedback drawn by seed and name.
     out : path
         Folder for config.json, align.csv, align.png and, with `descent`, descent.csv.
     descent, progress : bool
@@ -58,55 +69,60 @@ def align(
     """
     tqdm, plot = extras("align")
     checks.integer("seed", seed, least=0)
+    out = Path(out)
     names = list(dict.fromkeys([active, *passive]))
     task, learner, training = build(setting, active, seed, setting.lr)
     network = learner.network
     exact = Learner(network, BPTT(), loss=task.loss, update="apply", threads=1)
-    own = [np.random.default_rng([seed, i]) for i in range(len(names))]
+    own = {
+        name: np.random.default_rng([seed, *name.encode()]) for name in names if name != active
+    }  # whatever else is looked at
     lookers = {
         name: Learner(network, parse_rule(name), loss=task.loss, update="apply", threads=1, rng=rng)
-        for name, rng in zip(names, own, strict=True)
+        for name, rng in own.items()
     }
     config = {"setting": vars(setting), "active": active, "passive": list(passive), "seed": seed, "descent": descent}
     text = json.dumps(config, indent=2) + "\n"
     path = out / "config.json"
     if path.exists() and path.read_text() != text:
         raise ValueError(f"out: expected a new folder or one of this setting, got {out} of another")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(text.encode()))
-
     rows: list[dict[str, Any]] = []
-    try:
-        _look(setting, task, learner, training, exact, lookers, rows, descent, tqdm, progress)
-    except FloatingPointError as error:
-        at = f"{learner.iteration}: {error}; what was measured before is kept in {out}"
-        raise FloatingPointError(f"{active} diverged at iteration {at}") from error
-    except KeyboardInterrupt:
-        at = f"{learner.iteration}; what was measured before is kept in {out}"
-        raise KeyboardInterrupt(f"interrupted at iteration {at}; the same command starts anew") from None
-    finally:
-        if rows:
-            write_csv(out / "align.csv", list(rows[0]), rows)
-            write_whole(out / "align.png", lambda file: plot.alignment(file, setting, active, rows))
-            summary = _summarise(rows, names, descent)
-            if descent:
-                write_csv(out / "descent.csv", list(summary[0]), summary)
+    with run_folder(out, text):
+        try:
+            _look(setting, task, learner, active, training, exact, lookers, rows, descent, tqdm, progress)
+        except FloatingPointError as error:
+            at = f"{learner.iteration}: {error}; what was measured before is kept in {out}"
+            raise FloatingPointError(f"{active} diverged at iteration {at}") from error
+        except KeyboardInterrupt:
+            at = f"{learner.iteration}; what was measured before is kept in {out}"
+            raise KeyboardInterrupt(f"interrupted at iteration {at}; the same command starts anew") from None
+        finally:
+            if rows:
+                write_csv(out / "align.csv", list(rows[0]), rows)
+                write_whole(out / "align.png", lambda file: plot.alignment(file, setting, active, rows))
+                summary = _summarise(rows, names, descent)
+                if descent:
+                    write_csv(out / "descent.csv", list(summary[0]), summary)
     return summary
 
 
 def _look(
-    setting: Setting, task: Any, learner: Learner, training: np.random.Generator, exact: Learner,
+    setting: Setting, task: Any, learner: Learner, active: str, training: np.random.Generator, exact: Learner,
     lookers: dict[str, Learner], rows: list[dict[str, Any]], descent: bool, tqdm: Any, progress: bool,
 ) -> None:  # fmt: skip
     """Train, and at every evaluation add one row per rule, all rules' or none."""
     for iteration in tqdm(range(setting.iterations + 1), unit="it", disable=not progress):
         trials = task.sample(training, setting.batch)
-        if iteration % setting.every == 0:
+        look = iteration % setting.every == 0
+        grads_of = {active: copy.deepcopy(learner).gradient(*trials, mode="offline")} if look else {}  # what it will learn from
+        for name, looker in lookers.items():
+            if look or looker._plan.measures_h:
+                _, grads_of[name], seen = looker._batch_gradient(*trials, offline=True)
+                looker._measure(seen)  # as fit_trials does
+        if look:
             true = exact.gradient(*trials, mode="offline")
             loss, found = exact.evaluate(*trials).loss, []
-            for name, looker in lookers.items():
-                _, grads, seen = looker._batch_gradient(*trials, offline=True)
-                looker._measure(seen)  # as fit_trials does
+            for name, grads in grads_of.items():
                 row = {"rule": name, "iteration": iteration, "loss": loss}
                 for weight in WEIGHTS:
                     row[f"cosine_{weight}"], row[f"ratio_{weight}"] = _compare(grads[weight], true[weight])
@@ -116,6 +132,10 @@ def _look(
             rows.extend(found)
         if iteration < setting.iterations:
             learner.fit_trials(*trials)
+            for looker in lookers.values():
+                looker.iteration = learner.iteration
+                if looker._plan.refresh_every > 1:
+                    looker._follow_update()
 
 
 def _summarise(rows: list[dict[str, Any]], names: Sequence[str], descent: bool) -> list[dict[str, Any]]:
@@ -151,7 +171,9 @@ def _lowers(
     """Whether a small step against the gradient of w_rec and w_in lowers the loss; None where it or the true one is zero."""
     weights = {name: learner.network.weights[name] for name in WEIGHTS}
     before = {name: w.copy() for name, w in weights.items()}
-    size, true_size = (math.sqrt(sum(float(np.sum(np.square(g[name], dtype=float))) for name in WEIGHTS)) for g in (grads, true))
+    size, true_size = (
+        math.sqrt(sum(float(np.sum(np.square(g[name], dtype=float))) for name in WEIGHTS)) for g in (grads, true)
+    )
     if size == 0 or true_size == 0:
         return None
     if not math.isfinite(size):

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ class Learner:
         self.threads = _available() if threads is None else checks.integer("threads", threads, least=1)
         self.iteration = 0  # updates made by apply and fit_trials
         self._plan = rule.plan(network)
-        self._planned_for = -1
+        self._planned_for, self._planned_at = -1, 0
         self._h_mean, self._h_batches = np.full(network.n_rec, 0.5), 0  # of the rules that follow it
         self._feedback = _feedback(rule.feedback, network, rng)
         self._rng = checks.generator("rng", rng) if self._plan.stepwise == "uoro" else None
@@ -156,7 +157,9 @@ class Learner:
 
     def __setattr__(self, name, value):
         if name in _FIXED and name in self.__dict__:
-            raise AttributeError(f"{name}: expected to stay as the learner was made with; make another one for the same network")
+            raise AttributeError(
+                f"{name}: expected to stay as the learner was made with; make another one for the same network"
+            )
         super().__setattr__(name, value)
 
     def _bind(self, engine):
@@ -229,6 +232,8 @@ class Learner:
             If an argument does not fit or is not finite; no step was made.
         FloatingPointError
             If a readout is not finite; the steps before it were made (of a chunk, none), and the next one starts from rest.
+        KeyboardInterrupt
+            After Ctrl-C; the steps (chunks) up to then were made, and the next one goes on from there.
         """
         network = self.network
         self._engine.must_stream("run")
@@ -237,6 +242,8 @@ class Learner:
         if targets is None and mask is not None:
             raise ValueError("mask: expected targets with it, got none")
         trial = (None, None, None)
+        if mask is not None and (shape := checks.read("mask", mask).shape) != (len(xs),):
+            raise ValueError(f"mask: expected shape ({len(xs)},), got {shape}")
         if targets is not None:
             targets = checks.read("targets", targets)
             shapes = ((len(xs), network.n_out),) if self.loss_name == "mse" else ((), (len(xs),))
@@ -505,27 +512,25 @@ class Learner:
     def _follow_weights(self):
         """What the user wrote into W counts for its means too, where these follow every update."""
         if self._plan.refresh_every == 1:
-            self._engine.refresh()
             if self.rule.follows and self._planned_for != self.network._stamp[0]:
                 self._replan()
+            self._engine.refresh()
 
     def _follow_stream(self):
         """A stream that learns has no end at which to follow: a rule that follows does so from time to time."""
+        every = self._plan.refresh_every
         if self._plan.measures_h:
             self._measure_stream()
-        else:
+        elif every == 1 or every and self._engine.updates - self._planned_at >= every:
             self._replan()
 
-    def _planned(self, h_mean, v):
-        """The rule as it stands for these weights, this mean of h, and modulators that go on from `v`."""
-        plan = self.rule.plan(self.network, h_mean)
-        return plan if plan.v is None else plan.continuing(v)
-
     def _replan(self):
-        self._follow_plan(self._planned(self._h_mean, self._plan.v))
+        """The rule as it stands for these weights, this mean of h, and modulators that go on from those before."""
+        plan = self.rule.plan(self.network, self._h_mean)
+        self._follow_plan(plan if plan.v is None else plan.continuing(self._plan.v))
 
     def _follow_plan(self, plan):
-        self._plan = plan
+        self._plan, self._planned_at = plan, self._engine.updates
         for engine in (self._engine, *self._workers):
             engine.follow(self._plan)
         self._planned_for = int(self.network._stamp[0])  # since when somebody may have written into the weights
@@ -538,9 +543,14 @@ class Learner:
         """Let the mean of h follow what was seen, (sum of h, steps) of each trial: first at once, then a tenth of the way."""
         totals, counts = zip(*seen) if seen else ((), ())
         if sum(counts):
+            before = self._h_mean, self._h_batches
             self._h_batches += 1
-            self._h_mean += (sum(totals) / sum(counts) - self._h_mean) * max(0.1, 1 / self._h_batches)
-            self._replan()
+            self._h_mean = self._h_mean + (sum(totals) / sum(counts) - self._h_mean) * max(0.1, 1 / self._h_batches)
+            try:
+                self._replan()
+            except FloatingPointError:
+                self._h_mean, self._h_batches = before
+                raise
 
     # ------------------------------------------------------------ filter
 
@@ -590,7 +600,7 @@ class Learner:
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._h_mean = self._h_mean.copy()  # what comes may be read-only, as memory that processes share is
+        # what comes may be read-only, as memory that processes share is
         self._feedback = None if self._feedback is None else self._feedback.copy()
         self._optimizer_state = {name: array.copy() for name, array in self._optimizer_state.items()}
         self._bind(self._new_engine(self.update == "step"))
@@ -608,8 +618,9 @@ class Learner:
             out["rng"] = np.array(json.dumps(self._rng.bit_generator.state, default=np.ndarray.tolist))
         if self._plan.measures_h:
             out |= {"h_mean": self._h_mean.copy(), "h_batches": np.array(self._h_batches)}
-        if self.rule.follows and self._plan.v is not None:
-            out["modulators"] = self._plan.v.copy()
+        if self.rule.follows:
+            out |= {f"plan.{name}": array.copy() for name, array in self._plan.evolving().items()}
+            out["planned_at"] = np.array(self._planned_at)
         return out | {f"optimizer.{name}": array.copy() for name, array in self._optimizer_state.items()}
 
     def restore(self, state):
@@ -631,21 +642,20 @@ class Learner:
                 raise ValueError(f"state: expected {name} of shape {array.shape}, got {np.shape(state[name])}")
         given, counts = state, {}
         state = {n: checks.array(f"state: {n}", given[n], own[n].shape, own[n].dtype) for n in own.keys() - {"rng"}}
-        for name in {"iteration", "updates", "h_batches"} & own.keys():
+        for name in {"iteration", "updates", "h_batches", "planned_at"} & own.keys():
             counts[name] = checks.integer(f"state: {name}", np.asarray(given[name]).item(), least=0)
-        if self.rule.follows:
-            plan = self._planned(state.get("h_mean", self._h_mean), state.get("modulators", self._plan.v))
         if self._rng is not None:
             try:
                 self._rng.bit_generator.state = json.loads(str(given["rng"]))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
                 kind = type(self._rng.bit_generator).__name__
                 raise ValueError(f"state: rng: expected the state of a {kind}, got {given['rng']!s:.40} ({error})") from None
         self.iteration, self._engine.updates = counts["iteration"], counts["updates"]
         if self._plan.measures_h:
-            self._h_mean[:], self._h_batches = state["h_mean"], counts["h_batches"]
+            self._h_mean, self._h_batches = state["h_mean"].copy(), counts["h_batches"]
         if self.rule.follows:
-            self._follow_plan(plan)
+            self._follow_plan(replace(self._plan, **{name: state[f"plan.{name}"].copy() for name in self._plan.evolving()}))
+            self._planned_for, self._planned_at = -1, counts["planned_at"]
         self._engine.means = state.get("means")
         if self._feedback is not None:
             self._feedback[...] = state["feedback"]

@@ -55,9 +55,7 @@ def check_targets(loss, targets, mask, n_trials, n_steps, n_out, dtype) -> Targe
         if given.dtype.kind not in "iu":
             raise TypeError(f"targets: expected integer classes, got {given.dtype} of shape {given.shape}")
         if given.shape not in ((n_trials,), (n_trials, n_steps)):
-            raise ValueError(
-                f"targets: expected classes of shape ({n_trials},) or ({n_trials}, {n_steps}), got {given.shape}"
-            )
+            raise ValueError(f"targets: expected classes of shape ({n_trials},) or ({n_trials}, {n_steps}), got {given.shape}")
         if given.size and not (0 <= given.min() and given.max() < n_out):
             worst = given.min() if given.min() < 0 else given.max()
             raise ValueError(f"targets: expected classes in 0..{n_out - 1}, got {worst}")

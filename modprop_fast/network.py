@@ -63,7 +63,8 @@ class Network:
         Dale's law: the sign of all that a unit sends, in W and W_out; 0 is free.  Every update keeps it.
     mask : None or (n_rec, n_rec) bool array, [post, pre]
         Where a recurrent synapse may exist.  Every update keeps it; if it allows few of all, a learner that
-        updates at every step passes over these alone.
+        updates at every step passes over these alone.  A weight that you set elsewhere counts, and stays until the next
+        update by `apply` or `fit_trials`, or `constrain`: learned steps do not change it.
     autapses : bool
         Whether a unit may send to itself.
     bias : bool
@@ -120,7 +121,10 @@ class Network:
         self._engines = []  # weak references
         self._weights = aligned(shapes, self.dtype)
         if init != "zeros":
-            self._draw(init, gain, checks.generator("rng", rng))
+            with np.errstate(over="ignore"):
+                self._draw(init, gain, checks.generator("rng", rng))
+        if not np.isfinite(self._weights["w_rec"]).all():
+            raise ValueError(f"gain: expected one with which weights are finite in {self.dtype}, got {gain:g}")
 
     @property
     def weights(self) -> Mapping[str, np.ndarray]:
@@ -194,12 +198,16 @@ class Network:
             self._weights[name][...] = w
 
     def save(self, file):
-        """Write the network as ``.npz`` (a path, written aside and renamed; or a binary file object)."""
+        """Write the network as ``.npz`` (a path, written aside and renamed; or a binary file object).
+
+        ValueError if a weight is not finite: `load` would not take it.
+        """
         settings = {
             "format": _FORMAT, "activation": self.activation, "tau": self.tau, "dt": self.dt,
             "autapses": self.autapses, "type_names": self.type_names, "dtype": self.dtype.name,
         }  # fmt: skip
-        arrays = {"settings": np.array(json.dumps(settings)), "types": self.types, **self.weights}
+        weights = {name: checks.array(name, w, w.shape, w.dtype) for name, w in self.weights.items()}
+        arrays = {"settings": np.array(json.dumps(settings)), "types": self.types, **weights}
         if self.sign is not None:
             arrays["sign"] = self.sign
         if self.mask is not None:
@@ -310,7 +318,7 @@ def _cell_types(types, n_rec):
             if (counts == 0).any():
                 raise ValueError(f"types: expected at least one unit of every type, got {dict(zip(types, counts.tolist()))}")
         return np.repeat(np.arange(len(counts)), counts), tuple(map(str, types))
-    given = np.asarray(types)
+    given = checks.read("types", types)
     if given.dtype.kind not in "iu" or given.shape != (n_rec,):
         raise ValueError(f"types: expected a mapping or an int array of shape ({n_rec},), got {checks.describe(types)}")
     n_types = int(given.max()) + 1
@@ -331,14 +339,14 @@ def _signs(dale, types, names, dtype):
     sign = checks.array("dale", dale, (len(types),), dtype)
     if not np.isin(sign, (-1, 0, 1)).all():
         raise ValueError(f"dale: expected signs +1, -1 or 0, got {np.unique(sign)}")
-    return sign
+    return sign.copy()  # it may be the caller's array
 
 
 def _connections(mask, n_rec):
     """(n_rec, n_rec) uint8, or None."""
     if mask is None:
         return None
-    given = np.asarray(mask)
+    given = checks.read("mask", mask)
     if given.dtype != bool or given.shape != (n_rec, n_rec):
         raise ValueError(f"mask: expected a bool array of shape ({n_rec}, {n_rec}), got {checks.describe(given)}")
     return np.ascontiguousarray(given, np.uint8)

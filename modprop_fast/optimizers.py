@@ -95,6 +95,8 @@ class SGD:
         after, new = {name: array.copy() for name, array in state.items()}, {}
         with np.errstate(over="ignore", invalid="ignore"):
             for name, w in weights.items():
+                if not w.flags.writeable:
+                    raise ValueError(f"{name}: expected weights that can be written, got a read-only array")
                 g = grads[name] * w.dtype.type(scale)
                 if self.l2 and name in _PENALISED:
                     g += w.dtype.type(self.l2) * w
@@ -103,7 +105,9 @@ class SGD:
                     new[name][new[name] > 0] -= w.dtype.type(lr * self.l1)
         for name, array in (after | new).items():
             if not np.isfinite(array).all():
-                raise FloatingPointError(f"{name}: expected finite values after update {iteration}, at learning rate {lr:g}, got others")
+                raise FloatingPointError(
+                    f"{name}: expected finite values after update {iteration}, at learning rate {lr:g}, got others"
+                )
         for kept, values in ((state, after), (weights, new)):
             for name, array in values.items():
                 kept[name][...] = array

@@ -77,6 +77,8 @@ def auto_mu(h_mean, M, n, leak, horizon):
     horizon : float
         In steps.
     """
+    if not np.isfinite(M).all():
+        raise FloatingPointError("auto_mu: expected finite weights, got means of W with NaN or Inf")
     r = max(1 - 1 / horizon, (1 + leak) / 2)
     h_mean = np.asarray(h_mean, float)
     beta = np.linalg.eigvals(np.asarray(M, float) * (n * h_mean))

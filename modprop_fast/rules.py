@@ -60,6 +60,10 @@ class Plan:
         """Whether the engine has another form than e-prop's, backwards in time."""
         return self.adjoint != "none"
 
+    def evolving(self) -> dict[str, np.ndarray]:
+        """What follows the weights or the mean of h, by name."""
+        return {name: array for name in ("mu", "hbar", "u", "v") if (array := getattr(self, name)) is not None}
+
     def continuing(self, v) -> Plan:
         """The same plan with its modulators in the order and with the signs of ``v`` (r, N), those of a plan before it.
 
@@ -113,9 +117,7 @@ class Rule:
         return False
 
     def __eq__(self, other):
-        return type(self) is type(other) and all(
-            _same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
-        )
+        return type(self) is type(other) and all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
     def __hash__(self):
         return hash(type(self))
@@ -298,8 +300,8 @@ class ModProp(Rule):
         of state), mu (what the authors' code computes, r^2 N numbers), or at the same price as mu the
         running mean of h[p], taken anew when mu="auto" is.
     refresh : "update", "never" or int
-        When the type means follow W: at every update, never ("pre-determined" taps), or every so
-        many updates.
+        When the type means, or the matrices of LowRank, follow W: at every update (LowRank in a stream: every 1000
+        steps), never ("pre-determined" taps), or every so many updates.
     self_modulation : bool
         False zeroes the diagonal of the type-mean matrix, as the authors' code does; with
         ``factor="mean"`` and types only.
@@ -362,11 +364,11 @@ class ModProp(Rule):
         if isinstance(self.mu, str):
             if self.mu not in ("auto", "instant"):
                 raise ValueError(f"mu: expected a number in [0, 1], several, 'auto' or 'instant', got {self.mu!r}")
-            if not _is(self.modulation, "types"):
+            if self.modulation != "types":
                 raise ValueError(f"mu: expected numbers without modulation='types', got {self.mu!r}")
             if self.mu == "instant" and self.factor != "exact":
                 raise ValueError(f"mu: 'instant' is defined for factor='exact', got factor={self.factor!r}")
-        elif np.ndim(self.mu) == 0:
+        elif checks.read("mu", self.mu).ndim == 0:
             object.__setattr__(self, "mu", checks.number("mu", self.mu, low=0, high=1))
         else:
             mu = _frozen("mu", self.mu, (None,))
@@ -377,7 +379,7 @@ class ModProp(Rule):
     def _check_taps(self):
         if self.taps is None:
             return
-        if np.ndim(self.taps) == 0:
+        if checks.read("taps", self.taps).ndim == 0:
             n = checks.integer("taps", self.taps, least=1)
         else:
             object.__setattr__(self, "taps", _frozen("taps", self.taps, (None, None, None)))
@@ -386,7 +388,7 @@ class ModProp(Rule):
                 raise ValueError("taps: expected a number without modulation='types', got an array")
         if not 1 <= n <= MAX_WINDOW:
             raise ValueError(f"taps: expected 1 to {MAX_WINDOW}, got {n}")
-        if self.factor != "exact" or self.exact_steps or _is(self.modulation, "cells") or _is(self.mu, "instant"):
+        if self.factor != "exact" or self.exact_steps or self.modulation == "cells" or _is(self.mu, "instant"):
             raise ValueError("taps: defined for factor='exact' with types or low rank, without exact_steps and mu='instant'")
 
     @property
@@ -472,10 +474,12 @@ def parse_rule(text: str) -> Rule:
 def _options(rule, text):
     """(name, value) of each option in a text."""
     known = [f.name for f in fields(RULES[rule])]
-    for part in filter(None, map(str.strip, text.split(","))):
+    for part in filter(None, map(str.strip, re.split(r",(?![^\[]*\])", text))):  # commas, but for those of a list
         key, _, value = map(str.strip, part.partition("="))
-        if key not in known:
-            raise ValueError(f"rule: expected options of {rule} ({', '.join(known)}), got {part!r}")
+        if key in known:
+            known.remove(key)
+        else:
+            raise ValueError(f"rule: expected options of {rule} ({', '.join(known)}), each once, got {part!r}")
         low_rank = value.startswith("lowrank:")
         try:
             value = ast.literal_eval({"true": "True", "false": "False"}.get(value, value.removeprefix("lowrank:")))

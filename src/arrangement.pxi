@@ -9,22 +9,22 @@ cdef class _Arrangement(_Memory):
         cdef Model *m = &self.m
         if on == m.deferred:
             return
-        self.kernels.settle(m)
+        flushed(m, self.kernels.settle)
         self._make_room(on)
-        m.deferred, m.counted, m.ahead, m.turned = on, False, False, False
-        self._bind_places()
         c, a, n = self.constants, self.arrays, m.n_sources
         place = c["place_by_source" if on else "place"]
-        for name in ("h_past", "local"):
-            a[name][...] = 0
-        a["h_past"].ravel()[m.t % SLOTS * m.n_places + place] = a["h"]
-        c["awake"][c["place"]] = a["h"] != 0
         if m.trace == TRACE_EXACT and on and m.t == 0:
             a["by_source"][:, 1:] = 0  # by unit, those at rest are not cleared
         elif m.trace == TRACE_EXACT and len(a["traces"]) and on:
             a["by_source"][:n, 1:, place] = a["traces"][c["place"], :, :n].transpose(2, 1, 0)
         elif m.trace == TRACE_EXACT and not on:
             a["traces"][place, :, :n] = a["by_source"][:n, 1:, c["place_by_source"]].transpose(2, 1, 0)
+        m.deferred, m.counted, m.ahead, m.turned = on, False, False, False  # all that memory may be wanting for is done
+        self._bind_places()
+        for name in ("h_past", "local"):
+            a[name][...] = 0
+        a["h_past"].ravel()[m.t % SLOTS * m.n_places + place] = a["h"]
+        c["awake"][c["place"]] = a["h"] != 0
 
     cdef _make_room(self, bint deferred):
         """Allocate where weights and traces are to lie."""
@@ -45,7 +45,7 @@ cdef class _Arrangement(_Memory):
     cdef _unpack(self):
         """From the connections that exist to all of N x N: for whole trials, for chunks."""
         cdef Model *m = &self.m
-        self.kernels.settle(m)
+        flushed(m, self.kernels.settle)
         if m.trace == TRACE_EXACT:
             self._make_room(False)
             at, of = self._traces_of_connections()
@@ -72,7 +72,7 @@ cdef class _Arrangement(_Memory):
         """
         cdef Model *m = &self.m
         cdef bint waits = m.may_defer and not (on and self._constrained())
-        self.kernels.write(m)
+        flushed(m, self.kernels.write)
         self._defer(waits)
         m.online, m.frozen, m.counted = not on, on and waits, False
         m.follows = m.instant or (not on and m.type != NULL and m.refresh_every > 0 and not m.n_taps)
@@ -84,10 +84,10 @@ cdef class _Arrangement(_Memory):
             self._need("still", (m.n_sources, self._n_places_by_source()), <size_t>&m.still)
         self._set_window(min(window, MAX_WINDOW))
         m.owed_until = m.t
-        self.kernels.derive(m)
+        flushed(m, self.kernels.derive)
 
     cdef _set_window(self, Py_ssize_t window):
-        self.kernels.write(&self.m)
+        flushed(&self.m, self.kernels.write)
         self.m.owed_until, self.m.counted = self.m.t, False
         if self.m.may_defer and self.m.online and self._constrained():
             window = 1

@@ -102,13 +102,12 @@ cdef inline Py_ssize_t between_sources(const Model *m) noexcept nogil:
 
 cdef void bring_in(Model *m) noexcept nogil:
     """The weights as the network has them; nothing waits."""
-    cdef real *by_source = m.by_source
     cdef Py_ssize_t q, n = m.n_rec
     for q in range(n):
         m.self_weights[q] = m.w_rec[q * n + q]
     for q in range(m.n_sources):  # places without a unit: of what has diverged they may have 0 x inf
-        memset(by_source + q * between_sources(m) + n, 0, (m.n_places - n) * sizeof(real))
-    turn(m, by_source, between_sources(m), True, False)
+        memset(m.by_source + q * between_sources(m) + n, 0, (m.n_places - n) * sizeof(real))
+    turn(m, m.by_source, between_sources(m), True, False)
     m.turned = True
 
 
@@ -121,30 +120,30 @@ cdef void show(Model *m) noexcept nogil:
 
 cdef void stand_still(Model *m) noexcept nogil:
     """From here to the end of a chunk, `still` is the weights, and what is learned of them lies in their place."""
-    cdef real *by_source = m.by_source
-    cdef real *still = m.still
+    cdef real *row = m.by_source
     cdef Py_ssize_t q, P = m.n_places, apart = between_sources(m)
     for q in range(m.n_sources):
-        memcpy(still + q * P, by_source + q * apart, P * sizeof(real))
-        memset(by_source + q * apart, 0, P * sizeof(real))
+        memcpy(m.still + q * P, row, P * sizeof(real))
+        memset(row, 0, P * sizeof(real))
+        row += apart
     m.stands = True
 
 
 cdef void go_on(Model *m, bint learn) noexcept nogil:
     """The weights where they belong, with what was learned."""
-    cdef real *by_source = m.by_source
-    cdef const real *still = m.still
+    cdef real *row = m.by_source
     cdef Py_ssize_t q, P = m.n_places, apart = between_sources(m)
     for q in range(m.n_sources if m.stands else 0):
         if not learn:
-            memset(by_source + q * apart, 0, P * sizeof(real))
-        axpy(by_source + q * apart, <real>1, still + q * P, P)
+            memset(row, 0, P * sizeof(real))
+        axpy(row, <real>1, m.still + q * P, P)
+        row += apart
     m.stands = False
 
 
 # ---------------------------------------------------------------- the product with s_t
 
-cdef inline void list_by(Model *m, const real *s, Py_ssize_t rank, Py_ssize_t first) noexcept nogil:
+cdef void list_by(Model *m, const real *s, Py_ssize_t rank, Py_ssize_t first) noexcept nogil:
     """Sources from `first` on that are not silent, and what they count for, and with `rank` their traces."""
     cdef real *count = m.heard_count
     cdef Py_ssize_t width = m.stride + LANES, group, q = first, end, i, a, n = 0
@@ -171,20 +170,10 @@ cdef inline void list_by(Model *m, const real *s, Py_ssize_t rank, Py_ssize_t fi
             count[a * width + q] = 0
 
 
-cdef void list_sources(Model *m) noexcept nogil:
-    """Which sources are not silent, and what they and their traces count for: s, -s c."""
-    cdef const real *s = m.pre
-    if m.trace != TRACE_EXACT or m.t >= m.owed_until:
-        list_by(m, s, 0, 0)
-    elif m.rank == 1:
-        list_by(m, s, 1, 0)
-    else:
-        list_by(m, s, 2, 0)
-
-
-cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:
+cdef inline void hear_by(const Model *m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t rank) noexcept nogil:
     cdef Py_ssize_t V = m.n_places // VEC_LANES, apart = V
-    cdef Py_ssize_t at_once = HEARD if rank == 0 else TOGETHER, n = 0, i, a, v
+    cdef Py_ssize_t some = HEARD if rank == 0 else TOGETHER, n = 0, i, a, v
+    cdef vec *out = <vec *>m.placed
     cdef const vec *rows = <const vec *>(m.still if m.stands else m.by_source)
     cdef const vec *row[HEARD]
     cdef vec k[3 * HEARD]
@@ -194,28 +183,28 @@ cdef inline void hear_by(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t 
     for v in range(first, last):
         out[v] = spread(0)
     while n < m.n_heard:
-        for i in range(at_once):
+        for i in range(some):
             row[i] = rows + m.heard[n + i] * apart
             for a in range(1 + rank):
                 k[i * (1 + rank) + a] = spread(m.heard_count[a * (m.stride + LANES) + n + i])
         for v in range(first, last):
             s, t = out[v], spread(0)
-            for i in range(0, at_once, 2):
+            for i in range(0, some, 2):
                 for a in range(1 + rank):
                     s = madd(s, k[i * (1 + rank) + a], row[i][a * V + v])
                     t = madd(t, k[(i + 1) * (1 + rank) + a], row[i + 1][a * V + v])
             out[v] = s + t
-        n += at_once
+        n += some
 
 
-cdef void hear(vec *out, const Model *m, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef void hear(const Model *m, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """The products of W and the traces with s_t, for some lines of places."""
     if m.heard_rank == 0:
-        hear_by(out, m, first * PER_LINE, last * PER_LINE, 0)
+        hear_by(m, first * PER_LINE, last * PER_LINE, 0)
     elif m.heard_rank == 1:
-        hear_by(out, m, first * PER_LINE, last * PER_LINE, 1)
+        hear_by(m, first * PER_LINE, last * PER_LINE, 1)
     else:
-        hear_by(out, m, first * PER_LINE, last * PER_LINE, 2)
+        hear_by(m, first * PER_LINE, last * PER_LINE, 2)
 
 
 # ---------------------------------------------------------------- what waits
@@ -275,7 +264,10 @@ cdef inline void feel_part(vec *placed, vec *own, const Waiting *it, Py_ssize_t 
         feel_by(placed, own, it, type, first, last, True, of, False)
 
 
-cdef void feel_parts(vec *placed, vec *own, const Model *m, const Waiting *it, bint owned) noexcept nogil:
+cdef void feel_parts(const Model *m, const Waiting *it) noexcept nogil:
+    cdef vec *placed = <vec *>m.placed
+    cdef vec *own = <vec *>m.own
+    cdef bint owned = not m.autapses
     cdef Py_ssize_t line = 0, end, type
     cdef Classes of
     if m.trace != TRACE_EXACT:

@@ -75,6 +75,7 @@ cdef struct Handle:
     Model *m                  # of the engine
     const Kernels *kernels
     Py_ssize_t size           # bytes of a number
+    Py_ssize_t applied        # updates by `apply`
     Py_ssize_t n_named        # arrays
     Py_ssize_t n_lagging      # the first of them may lag behind: weights and gradient
     Py_ssize_t eps            # which one is a ring
@@ -114,10 +115,14 @@ cdef int check(const char *call, const char *name, const void *at, size_t got, s
     return MPF_OK
 
 
-cdef int raised(const char *call, error):
+cdef int raised(const char *call, error) noexcept:
     """The code and sentence of an exception."""
     cdef bint of_argument = isinstance(error, (TypeError, ValueError))
-    cdef bytes text = (f"{error}" if of_argument else f"{type(error).__name__}: {error}").encode("utf-8", "replace")
+    cdef bytes text
+    try:
+        text = (f"{error}" if of_argument else f"{type(error).__name__}: {error}").encode("utf-8", "replace")
+    except BaseException:
+        return mpf_fail(MPF_PYTHON, "%s: an exception without a sentence", call)
     return mpf_fail(MPF_VALUE if of_argument else MPF_PYTHON, "%s: %s", call, <const char *>text)
 
 
@@ -275,7 +280,7 @@ cdef int mpf_destroy(mpf_learner *handle) noexcept nogil:
     with gil:
         engine, learner = <Engine>h.engine, <object>h.learner
         if not (<Engine>engine).m.online:
-            learner.iteration = (<Engine>engine).m.updates
+            learner.iteration += h.applied
         mpf_release(&(<Engine>engine).busy)
         Py_DECREF(engine)
         Py_DECREF(learner)
@@ -446,8 +451,11 @@ cdef int mpf_apply(mpf_learner *handle) noexcept nogil:
     h.kernels.settle(m)
     if (h.kernels.finite(m.grad, m.n_rec * m.stride) and h.kernels.finite(m.grad_w_out, m.n_out * m.n_rec)
             and h.kernels.finite(m.grad_b_out, m.n_out)):
-        h.kernels.descend(m)
-        (<Engine>h.engine)._tell_writes()
+        if h.kernels.descend(m):
+            h.applied += 1
+            (<Engine>h.engine)._tell_writes()
+        else:
+            code = mpf_fail(MPF_DIVERGED, "apply: expected finite weights after the update, got others; none has changed")
     else:
         code = mpf_fail(MPF_DIVERGED, "apply: expected a finite gradient, got another number; it was dropped")
         memset(m.grad, 0, m.n_rec * m.stride * h.size)

@@ -1,5 +1,6 @@
 """The engine object: owns the state, checks what comes in, picks the kernels, runs them without the GIL."""
 
+import math
 import mmap
 import os
 from importlib import import_module
@@ -16,7 +17,7 @@ from model cimport *
 
 cimport numpy as cnp
 
-from modprop_fast.checks import number
+from modprop_fast.checks import describe, number
 
 cnp.import_array()
 
@@ -38,6 +39,7 @@ cdef enum:
     WINDOW = 16
     TEAM_FROM = 768  # units, measured with two threads: `exact` is 1.2 times as fast, 1.5 at 2048; `mean` 1.2 and 1.6
     TEAM_STEPS = 8  # fewer are over before the others have come
+    HEARS_EVERY = 20000000  # ns: how often, at most, `run` looks whether Ctrl-C has come
     BRIEF = 128  # units up to which a step keeps the GIL if nobody wants it: giving it away takes 0.08 us
 
 cdef enum Heed:  # what may have become of the weights since the last step: learned by others, not as the mask says, held or let go
@@ -74,14 +76,6 @@ include "latency.pxi"
 
 
 # ---------------------------------------------------------------- what comes in
-
-def describe(value) -> str:
-    """What came, for an error message."""
-    if isinstance(value, np.ndarray):
-        order = "" if value.flags.c_contiguous else ", not C-contiguous"
-        return f"{value.dtype} array of shape {value.shape}{order}"
-    return f"{type(value).__name__} {value!r:.60}"
-
 
 def _first_bad(name, values):
     """The sentence for an array that is not finite."""
@@ -184,7 +178,7 @@ cdef class Engine(_Arrangement):
             self._refuse("copy")
         try:
             if m.deferred or m.unwritten:
-                self.kernels.settle(m)  # the weights go with the network
+                flushed(m, self.kernels.settle)  # the weights go with the network
             m.ahead = m.counted = m.turned = False  # nor in the copy: the weights may have been written into since the last step
             numbers = (m.window, m.n_groups, m.t, m.h_count, m.updates, m.loss_sum, m.follows, m.summed, m.unstable,
                        m.deferred, m.owed_until, self.since_plan, m.lazy, m.always_from)
@@ -249,7 +243,7 @@ cdef class Engine(_Arrangement):
 
     def clear(self):
         """Accumulated gradient to zero."""
-        self.kernels.settle(&self.m)
+        flushed(&self.m, self.kernels.settle)
         for name in self.GRADIENT:
             self.arrays[name][...] = 0
 
@@ -276,9 +270,10 @@ cdef class Engine(_Arrangement):
             PyBuffer_Release(view)
         same_type = held and np.asarray(value).dtype == self.network.dtype
         error = ValueError if same_type or (isinstance(value, np.ndarray) and value.dtype == self.network.dtype) else TypeError
-        raise error(f"{name}: expected a C-contiguous {self.network.dtype} array of shape ({n},), got {describe(value)}")
+        order = ", not C-contiguous" if isinstance(value, np.ndarray) and not value.flags.c_contiguous else ""
+        raise error(f"{name}: expected a C-contiguous {self.network.dtype} array of shape ({n},), got {describe(value)}{order}")
 
-    cpdef must_be_idle(self, str call):
+    def must_be_idle(self, str call):
         """Refuse a call while another thread runs this engine."""
         if mpf_read(&self.busy):
             self._refuse(call)
@@ -431,7 +426,7 @@ cdef class Engine(_Arrangement):
         if self.stamp[0] != self.seen or self._held():  # it may be by another thread, meanwhile
             self.m.shared = True
             if self.m.deferred or self.m.unwritten:
-                self.kernels.settle(&self.m)
+                flushed(&self.m, self.kernels.settle)
         self.stamp[0] += 1
         self.seen = self.stamp[0]
 
@@ -462,6 +457,8 @@ cdef class Engine(_Arrangement):
         """`run`, of a stretch that begins at step `first`."""
         cdef bint chunked = chunk > 0 and self.m.online, sparse = False
         cdef Trials trial = _trials(xs, target, label, mask, learn, ys, chunk if chunked else 0)
+        cdef Py_ssize_t some = chunk if chunked else 1  # steps between two looks for Ctrl-C
+        cdef long long began
         cdef int status = DIVERGED
         cdef unsigned long long fp
         self._enter("run")
@@ -476,11 +473,19 @@ cdef class Engine(_Arrangement):
                     self._by_chunks(True, chunk)
                 if pool is not None and self.m.deferred and trial.n_steps >= TEAM_STEPS:
                     self._call_team(pool, threads)
-                with nogil:
-                    fp = mpf_flush()
-                    status = self.kernels.run(&self.m, &trial)
-                    mpf_unflush(fp)
-                PyErr_CheckSignals()  # Ctrl-C shows here, not where weights are moved
+                while trial.begin < trial.n_steps:
+                    trial.end = min(trial.begin + some, trial.n_steps)
+                    began = mpf_now()
+                    with nogil:
+                        fp = mpf_flush()
+                        status = self.kernels.run(&self.m, &trial)
+                        mpf_unflush(fp)
+                    if status != OK:
+                        break
+                    PyErr_CheckSignals()  # Ctrl-C shows here, not where weights are moved
+                    trial.begin = trial.end
+                    if mpf_now() - began < HEARS_EVERY // 2:
+                        some *= 2
             finally:
                 self._dismiss_team()
                 if chunked and not self.m.online:
@@ -562,7 +567,7 @@ cdef class Engine(_Arrangement):
 
 cdef Trials _trials(xs, target, label, mask, bint learn, ys, Py_ssize_t chunk):
     cdef Trials trial
-    trial.n_steps, trial.steps_done = len(xs), 0
+    trial.n_steps, trial.steps_done, trial.begin = len(xs), 0, 0
     trial.x, trial.target, trial.y = _real(xs), _real(target), _real(ys)
     trial.label, trial.mask = <const long long *>address(label), <const unsigned char *>address(mask)
     trial.learn, trial.chunk = learn, chunk

@@ -103,9 +103,9 @@ cdef void instant_mu(Model *m, const real *h) noexcept nogil:
         m.type_mu[a] /= m.type_size[a]
 
 
-cdef void follow_activity(Model *m, const real *h) noexcept nogil:
+cdef void follow_activity(Model *m) noexcept nogil:
     """The filter of the step to come, by the activity of this one."""
-    instant_mu(m, h)
+    instant_mu(m, m.h)
     derive_filter(m)
 
 

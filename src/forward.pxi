@@ -65,8 +65,7 @@ cdef void by_place(Model *m, real *to, const real *x, bint back) noexcept nogil:
 
 cdef void keep_h(Model *m) noexcept nogil:
     """h of now for the steps to come."""
-    cdef real *ring = m.h_past
-    cdef real *h = ring + slot(m.t) * m.n_places
+    cdef real *h = m.h_past + slot(m.t) * m.n_places
     cdef Py_ssize_t i
     by_place(m, h, m.h, False)
     for i in range(0 if m.deferred else m.n_places):
@@ -90,8 +89,7 @@ cdef inline bint spares(const Model *m) noexcept nogil:
 
 cdef void keep_sent(Model *m, real take) noexcept nogil:
     """(1-k) s_t for the steps to come."""
-    cdef real *ring = m.sent
-    cdef real *sent = ring + slot(m.t) * m.stride
+    cdef real *sent = m.sent + slot(m.t) * m.stride
     cdef const real *s = m.pre
     cdef Py_ssize_t q
     for q in range(m.stride):
@@ -137,7 +135,7 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     if m.sources != NULL:
         memcpy(m.sources + slot(m.t) * m.stride, pre, m.stride * sizeof(real))
     if m.sparse:
-        packed_input(m, pre + n)
+        packed_input(m)
     elif not (m.driven or m.deferred):
         matvec(m.input, m.w_in, x, n, m.n_in)
         if b_rec != NULL:
@@ -157,7 +155,12 @@ cdef bint forward(Model *m, const real *x) noexcept nogil:
     matvec(y, m.w_out, pre, m.n_out, n)
     for o in range(m.n_out):
         y[o] += b_out[o]
-    return finite(y, m.n_out)
+    if not finite(y, m.n_out):
+        return False
+    if m.h_sum != NULL:
+        axpy(m.h_sum, <real>1, m.h, n)
+        m.h_count += 1
+    return True
 
 
 # ---------------------------------------------------------------- loss and learning signal
@@ -201,10 +204,10 @@ cdef void learning_signal(Model *m, real *signal) noexcept nogil:
         matvec_t(signal, m.w_out, m.error, m.n_out, m.n_rec)
 
 
-cdef void descend_row(real *w, const real *g, real scale, real lr, const real *sign, Py_ssize_t n) noexcept nogil:
-    """w -= lr scale g, 0 where a weight crossed zero against its sign (NULL: free)."""
+cdef void descend_row(real *w, const real *g, real step, const real *sign, Py_ssize_t n) noexcept nogil:
+    """w -= step g, 0 where a weight crossed zero against its sign (NULL: free)."""
     cdef Py_ssize_t q
-    cdef real step = lr * scale, to
+    cdef real to
     if sign == NULL:
         axpy(w, -step, g, n)
         return
@@ -213,15 +216,17 @@ cdef void descend_row(real *w, const real *g, real scale, real lr, const real *s
         w[q] = 0 if sign[q] * to < 0 else to
 
 
-cdef void learn_readout(Model *m, const real *error, const real *z) noexcept nogil:
+cdef void learn_readout(Model *m) noexcept nogil:
     """dW_out = dE/dy z^T, db_out = dE/dy: exact in every rule."""
     cdef Py_ssize_t o, n = m.n_rec
+    cdef const real *error = m.error
+    cdef const real *z = m.pre
     cdef real lr = <real>m.lr
     for o in range(m.n_out):
         if error[o] == 0:
             continue
         if m.online:
-            descend_row(m.w_out + o * n, z, error[o], lr, m.sign, n)
+            descend_row(m.w_out + o * n, z, lr * error[o], m.sign, n)
             m.b_out[o] -= lr * error[o]
         else:
             axpy(m.grad_w_out + o * n, error[o], z, n)

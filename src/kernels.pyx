@@ -19,7 +19,7 @@ order written here, and sums over entries are taken over a fixed number of lanes
 (`madd`: one rounding) where the instruction set can, in so many words: ``-ffp-contract=off`` keeps the compiler from
 choosing.  So all instruction sets that can compute the same bits, and the baseline differs from them by rounding.
 Measured: fused, 4 to 26 % less time for `exact` on a core with 256-bit registers; more where one unit multiplies and adds.
-Subnormal numbers are flushed to zero while kernels run, by core.pyx; not where it moves weights from one place to another.
+Subnormal numbers are flushed to zero while kernels run, by core.pyx.
 """
 
 from libc.math cimport INFINITY, exp, fabs, log
@@ -47,13 +47,9 @@ cdef void settle_and_show(Model *m) noexcept nogil:
     show(m)
 
 
-cdef void descend_by_what_was_added(Model *m) noexcept nogil:
-    end_chunk(m, True)
-
-
 cdef Kernels kernels
 kernels = Kernels(
-    step, run, run_together, adjoint, assist_in, rest, settle_and_show, settle, descend_by_what_was_added, refresh_filter, filter_from_means, gather,
+    step, run, run_together, adjoint, assist_in, rest, settle_and_show, settle, descend_by_gradient, refresh_filter, filter_from_means, gather,
     finite,
 )  # fmt: skip
 

@@ -108,5 +108,3 @@ cdef class Latency:
         late = "" if self.deadline is None else f", {self.misses} over {1e6 * self.deadline:g} us"
         times = ", ".join(f"{name} {1e6 * t:.3g} us" for name, t in (("p50", self.p50), ("p99", self.p99), ("max", self.max)))
         return f"Latency({self.count} steps: {times}{late})"
-
-

@@ -46,68 +46,53 @@ cdef const real *filter_over(Model *m, Py_ssize_t n_steps) noexcept nogil:
     return powers + n * r * r
 
 
+cdef void renew_rows(Model *m, real *traces, const real *K, Py_ssize_t n_terms, real **rows, real *coef) noexcept nogil:
+    """(r, Q) traces by K and so many rows; what these count for, (r, SLOTS, ROWS), in the first of ROWS."""
+    cdef Py_ssize_t r = m.rank, a
+    cdef int used[SLOTS]
+    cdef Renewal job
+    job.rank, job.stride, job.traces, job.old = r, m.stride, traces, traces if r <= 2 else m.old
+    job.rows, job.used, job.n_terms, job.whole0 = rows, used, n_terms, NULL
+    for a in range(n_terms):
+        used[a] = <int>a
+    if r > 2:
+        memcpy(m.old, traces, r * m.stride * sizeof(real))
+    for a in range(0, r, 2):
+        job.K, job.r0, job.r1 = <real *>K + a * r, coef + a * SLOTS * ROWS, coef + (a + 1) * SLOTS * ROWS
+        renew(&job, 0, m.stride // LANES, a)
+
+
 cdef void shift(Model *m, Py_ssize_t place, Py_ssize_t to, Py_ssize_t ago, real by) noexcept nogil:
     """D of one unit at step `to`, plus `by` times what S of `ago` steps before has become by then."""
-    cdef real *sums = m.always
-    cdef Py_ssize_t r = m.rank, Q = m.stride, a = 0, c
+    cdef Py_ssize_t r = m.rank, Q = m.stride, n_terms = r if by != 0 else 0, a, c
     cdef real *traces = m.traces + place * r * Q
-    cdef const real *along = m.power_K + ago * r * r
-    cdef const real *K
-    cdef Renewal job
-    cdef int used[SLOTS]
     cdef real *rows[SLOTS]
-    cdef real r0[SLOTS * ROWS]
-    cdef real r1[SLOTS * ROWS]
+    cdef real coef[SLOTS * SLOTS * ROWS]
     if m.held_at[place] < 0:
         memset(traces, 0, r * Q * sizeof(real))
         m.held_at[place] = to
     if m.held_at[place] == to and by == 0:
         return
-    if r > 2:
-        memcpy(m.old, traces, r * Q * sizeof(real))
-    K = filter_over(m, to - m.held_at[place])
-    job.traces, job.old, job.stride, job.rank = traces, traces if r <= 2 else m.old, Q, r
-    job.rows, job.used, job.n_terms, job.r0, job.r1, job.whole0 = rows, used, r if by != 0 else 0, r0, r1, NULL
-    for c in range(job.n_terms):
-        used[c], rows[c] = c, sums + (m.block_type[place // ROWS] * r + c) * Q
-    while a < r:
-        job.K = <real *>K + a * r
-        for c in range(job.n_terms):
-            r0[c * ROWS] = by * along[a * r + c]
-            if a + 1 < r:
-                r1[c * ROWS] = by * along[(a + 1) * r + c]
-        renew(&job, 0, Q // LANES, a)
-        a += 2
+    for c in range(n_terms):
+        rows[c] = m.always + (m.block_type[place // ROWS] * r + c) * Q
+        for a in range(r):
+            coef[(a * SLOTS + c) * ROWS] = by * m.power_K[(ago * r + a) * r + c]
+    renew_rows(m, traces, filter_over(m, to - m.held_at[place]), n_terms, rows, coef)
     m.held_at[place] = to
 
 
 cdef void carry_sums(Model *m, Py_ssize_t n_steps, Py_ssize_t ago, real *sums) noexcept nogil:
     """S of n_steps + ago steps ago becomes that of `ago` steps ago."""
-    cdef Py_ssize_t r = m.rank, Q = m.stride, D = m.n_drive, c, a, n
-    cdef const real *drive
-    cdef Renewal job
-    cdef int used[SLOTS]
+    cdef Py_ssize_t r = m.rank, Q = m.stride, c, a, n
     cdef real *rows[SLOTS]
-    cdef real r0[SLOTS * ROWS]
-    cdef real r1[SLOTS * ROWS]
-    job.rank, job.stride, job.n_terms, job.rows, job.used, job.r0, job.r1, job.whole0 = r, Q, n_steps, rows, used, r0, r1, NULL
-    for n in range(1, n_steps + 1):
-        used[n - 1], rows[n] = n, m.eps + slot(m.t - ago - n) * Q
+    cdef real coef[SLOTS * SLOTS * ROWS]
+    for n in range(n_steps):
+        rows[n] = m.eps + slot(m.t - ago - n - 1) * Q
     for c in range(r):
-        job.traces = job.old = sums + c * r * Q
-        if r > 2:
-            memcpy(m.old, job.traces, r * Q * sizeof(real))
-            job.old = m.old
-        a = 0
-        while a < r:
-            job.K = m.power_K + (n_steps * r + a) * r
-            for n in range(1, n_steps + 1):
-                drive = m.power_drive + (n * r + a) * D + c
-                r0[n * ROWS] = drive[0]
-                if a + 1 < r:
-                    r1[n * ROWS] = drive[D]
-            renew(&job, 0, Q // LANES, a)
-            a += 2
+        for a in range(r):
+            for n in range(n_steps):
+                coef[(a * SLOTS + n) * ROWS] = m.power_drive[((n + 1) * r + a) * m.n_drive + c]
+        renew_rows(m, sums + c * r * Q, m.power_K + n_steps * r * r, n_steps, rows, coef)
 
 
 cdef Py_ssize_t find_turning(Model *m, Py_ssize_t n_steps) noexcept nogil:
@@ -131,7 +116,6 @@ cdef Py_ssize_t find_turning(Model *m, Py_ssize_t n_steps) noexcept nogil:
 
 cdef void renew_all(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """Bring all traces by the terms of the last steps; D = R, and S begins again from nothing."""
-    cdef real *sums = m.always
     cdef Py_ssize_t block, place, begin = m.t - n_steps
     for place in range(m.n_places):
         if m.unit[place] >= 0:
@@ -140,13 +124,12 @@ cdef void renew_all(Model *m, Py_ssize_t n_steps) noexcept nogil:
     sum_awake(m, n_steps)
     for block in range(m.n_blocks):
         renew_block(m, block, n_steps, True)
-    memset(sums, 0, m.rank * m.rank * m.stride * sizeof(real))
+    memset(m.always, 0, m.rank * m.rank * m.stride * sizeof(real))
     m.always_from = m.t
 
 
 cdef void follow_awake(Model *m, Py_ssize_t n_steps) noexcept nogil:
     """Bring S over the last steps, and D of the units that turned."""
-    cdef real *sums = m.always
     cdef Py_ssize_t place, i, n, ago = n_steps, n_turning
     cdef unsigned long long any = 0
     if m.always_from == m.t - n_steps:  # S is zero: D = R whatever b may be
@@ -163,30 +146,28 @@ cdef void follow_awake(Model *m, Py_ssize_t n_steps) noexcept nogil:
         while not any >> n & 1:
             n -= 1
         any ^= <unsigned long long>1 << n
-        carry_sums(m, ago - n, n, sums)
+        carry_sums(m, ago - n, n, m.always)
         ago = n
         for i in range(n_turning):
             place = m.turning[i]
             if m.turns[place] >> n & 1:
                 shift(m, place, m.t, n, <real>(m.based[place] - <int>(m.awake[place] >> n & 1)))
                 m.based[place] ^= 1
-    carry_sums(m, ago, 0, sums)
+    carry_sums(m, ago, 0, m.always)
 
 
 cdef Py_ssize_t lazy_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *carry) noexcept nogil:
     """Bring D of four units to the step at which the window began, and append S where it counts."""
-    cdef real *coef = m.coef
     cdef Py_ssize_t r = m.rank, place, a, at = m.since[0]
-    cdef real *sums = m.always
     if not m.lazy or at == 0:
         return n_terms  # there are no traces
     for place in range(block * ROWS, block * ROWS + ROWS):
         if m.unit[place] >= 0:
             shift(m, place, at, 0, 0)
     for a in range(r if m.always_from < at else 0):
-        m.terms[n_terms] = sums + (m.block_type[block] * r + a) * m.stride
+        m.terms[n_terms] = m.always + (m.block_type[block] * r + a) * m.stride
         for place in range(block * ROWS, block * ROWS + ROWS):
-            coef[n_terms * m.n_places + place] = carry[a] * m.based[place]
+            m.coef[n_terms * m.n_places + place] = carry[a] * m.based[place]
         n_terms += 1
     return n_terms
 
@@ -201,11 +182,10 @@ cdef void bring_lazy(Model *m) noexcept nogil:
 
 cdef void rest_lazily(Model *m) noexcept nogil:
     """Where a trial begins."""
-    cdef real *sums = m.always
     cdef Py_ssize_t place
     m.lazy = m.always != NULL and not m.unstable
     m.always_from = 0
     if m.lazy:
-        memset(sums, 0, m.rank * m.rank * m.stride * sizeof(real))
+        memset(m.always, 0, m.rank * m.rank * m.stride * sizeof(real))
     for place in range(m.n_places if m.lazy else 0):
         m.held_at[place] = -1

@@ -193,7 +193,7 @@ ctypedef struct Renewal:
 
 
 cdef enum:
-    AT_ONCE = 4   # vectors of a row: eight chains of additions
+    CHAINED = 4  # vectors of a row: eight chains of additions
 
 
 cdef bint finite(const real *x, Py_ssize_t n) noexcept nogil:
@@ -354,34 +354,34 @@ cdef void matmul(real **out, real **x, Py_ssize_t n_rows, const real *w, Py_ssiz
 
 # ---------------------------------------------------------------- blocks of rows
 
-cdef inline void combine(vec *g, real **terms, const real *coef, Py_ssize_t n_terms, Py_ssize_t n_places, const real *carry, Py_ssize_t rank,
-                         const vec *R, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t count) noexcept nogil:
+cdef inline void combine(vec *g, const Tile *it, Py_ssize_t rank, Py_ssize_t q, Py_ssize_t count) noexcept nogil:
     """Vectors q .. q + count of the gradient of four units, whose rows are of so many: (count, ROWS)."""
-    cdef Py_ssize_t unit = rank * n_vectors, j, c = 0, a, i, k
+    cdef Py_ssize_t n_vectors = it.stride // VEC_LANES, j, c = 0, a, i, k
+    cdef const vec *R = <const vec *>it.traces + q
     cdef vec s[4 * ROWS]
     cdef vec x[4]
     cdef vec b
     for i in range(count * ROWS):
         s[i] = spread(0)
-    for j in range(n_terms):
+    for j in range(it.n_terms):
         for k in range(count):
-            x[k] = (<const vec *>terms[j])[q + k]
+            x[k] = (<const vec *>it.terms[j])[q + k]
         for i in range(ROWS):
-            b = spread(coef[c + i])
+            b = spread(it.coef[c + i])
             for k in range(count):
                 s[k * ROWS + i] = madd(s[k * ROWS + i], b, x[k])
-        c += n_places
+        c += it.n_places
     for a in range(rank):
-        b = spread(carry[a])
+        b = spread(it.carry[a])
         for i in range(ROWS):
             for k in range(count):
-                s[k * ROWS + i] = madd(s[k * ROWS + i], b, R[i * unit + q + k])
+                s[k * ROWS + i] = madd(s[k * ROWS + i], b, R[i * rank * n_vectors + k])
         R += n_vectors
     for i in range(count * ROWS):
         g[i] = s[i]
 
 
-cdef inline void descend_one(vec *s, const Tile *it, const vec *few, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t rank, Py_ssize_t n_few) noexcept nogil:
+cdef inline void descend_one(vec *s, const Tile *it, const vec *few, Py_ssize_t q, Py_ssize_t rank, Py_ssize_t n_few) noexcept nogil:
     """Vector q of `descend`; `s`: where its products go, of a row and of the next so many chains apart; `few`: the coefficients
     of one or two terms, if there are no more and nothing is said of single weights."""
     cdef Py_ssize_t chains = IN_64_BYTES, i
@@ -394,7 +394,7 @@ cdef inline void descend_one(vec *s, const Tile *it, const vec *few, Py_ssize_t 
             x = (<const vec *>it.terms[1])[q]
             g[0], g[1], g[2], g[3] = madd(g[0], few[4], x), madd(g[1], few[5], x), madd(g[2], few[6], x), madd(g[3], few[7], x)
     else:
-        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q, 1)
+        combine(g, it, rank, q, 1)
     if not n_few and it.keep != NULL:
         for i in range(ROWS):
             g[i] = where(g[i], it.keep[i] + q * VEC_LANES)
@@ -438,14 +438,14 @@ cdef inline void descend_body(const Tile *given, Py_ssize_t rank, Py_ssize_t n_f
                 few[k * ROWS + i] = spread(it.coef[k * it.n_places + i])
         copy.terms = terms
     for line in range(n_lines):  # written out: what lies in an array may then lie in registers
-        descend_one(&s[0], it, few, n_vectors, q, rank, n_few)
+        descend_one(&s[0], it, few, q, rank, n_few)
         if of > 1:
-            descend_one(&s[1 % chains], it, few, n_vectors, q + 1, rank, n_few)
+            descend_one(&s[1 % chains], it, few, q + 1, rank, n_few)
         if of > 2:
-            descend_one(&s[2 % chains], it, few, n_vectors, q + 2, rank, n_few)
-            descend_one(&s[3 % chains], it, few, n_vectors, q + 3, rank, n_few)
+            descend_one(&s[2 % chains], it, few, q + 2, rank, n_few)
+            descend_one(&s[3 % chains], it, few, q + 3, rank, n_few)
         for k in range(4, of):
-            descend_one(&s[k % chains], it, few, n_vectors, q + k, rank, n_few)
+            descend_one(&s[k % chains], it, few, q + k, rank, n_few)
         q += of
     dots[0], dots[1], dots[2], dots[3] = s[0], s[1], s[2], s[3]
     if chains > 1:
@@ -453,7 +453,7 @@ cdef inline void descend_body(const Tile *given, Py_ssize_t rank, Py_ssize_t n_f
     for i in range(8, ROWS * chains):
         dots[i] = s[i]
     for q in range(q, n_vectors):
-        combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, rank, <const vec *>it.traces, n_vectors, q, 1)
+        combine(g, it, rank, q, 1)
         for i in range(ROWS):
             tail[i * (n_vectors + of)] = g[i]
         tail += 1
@@ -498,9 +498,9 @@ cdef void descend(const Tile *tile, real *fix) noexcept nogil:
             w[0] = kept[i]
 
 
-cdef void descend_last(const Tile *tile, Py_ssize_t rest) noexcept nogil:
+cdef void descend_last(const Tile *tile) noexcept nogil:
     """The last `rest` columns of W by the gradient in `tail`, as its last LANES: the others by zero."""
-    cdef Py_ssize_t width = LANES + tile.stride, last = tile.n - LANES, i, k
+    cdef Py_ssize_t rest = tile.n % LANES, width = LANES + tile.stride, last = tile.n - LANES, i, k
     cdef vec w, sum
     for k in range(PER_LINE):
         sum = spread(0)
@@ -529,9 +529,10 @@ cdef inline void finish_dots(real *out, const Tile *tile, const real *fix, const
         out[i] = fold(tile.dots + LINE * i) + fix[i]
 
 
-cdef inline void add_some(vec *g, const Tile *it, Py_ssize_t n_vectors, Py_ssize_t q, Py_ssize_t count) noexcept nogil:
+cdef inline void add_some(const Tile *it, Py_ssize_t q, Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t i, k
-    combine(g, it.terms, it.coef, it.n_terms, it.n_places, it.carry, it.rank, <const vec *>it.traces, n_vectors, q, count)
+    cdef vec g[4 * ROWS]
+    combine(g, it, it.rank, q, count)
     for i in range(ROWS):
         for k in range(count):
             (<vec *>it.out[i])[q + k] += g[k * ROWS + i]
@@ -541,15 +542,14 @@ cdef void add(const Tile *given) noexcept nogil:
     """out[i] += g[i]."""
     cdef Tile copy = given[0]  # that no store can touch
     cdef Py_ssize_t n_vectors = copy.stride // LANES * PER_LINE, q = 0
-    cdef vec g[4 * ROWS]
     while MANY and q + 4 <= n_vectors:  # sixteen chains of additions
-        add_some(&g[0], &copy, n_vectors, q, 4)
+        add_some(&copy, q, 4)
         q += 4
     while q + 2 <= n_vectors:
-        add_some(&g[0], &copy, n_vectors, q, 2)
+        add_some(&copy, q, 2)
         q += 2
     if q < n_vectors:
-        add_some(&g[0], &copy, n_vectors, q, 1)
+        add_some(&copy, q, 1)
 
 
 cdef inline void renew_some(vec *R0, vec *R1, const Renewal *it, Py_ssize_t q, Py_ssize_t count, Py_ssize_t n_mod, Py_ssize_t r,
@@ -558,8 +558,8 @@ cdef inline void renew_some(vec *R0, vec *R1, const Renewal *it, Py_ssize_t q, P
     cdef Py_ssize_t n_vectors = it.stride // VEC_LANES, j, n, i, c
     cdef const vec *row
     cdef const vec *old = <const vec *>it.old
-    cdef vec s[AT_ONCE]
-    cdef vec t[AT_ONCE]
+    cdef vec s[CHAINED]
+    cdef vec t[CHAINED]
     cdef vec x, c0, c1, zero = spread(0)
     for i in range(count):
         s[i] = t[i] = zero
@@ -593,9 +593,9 @@ cdef inline void renew_by(const Renewal *given, Py_ssize_t begin, Py_ssize_t end
     cdef Py_ssize_t of = PER_LINE, n_vectors = it.stride // LANES * of, q = begin * of, last = end * of
     cdef vec *R0 = <vec *>it.traces + a * n_vectors
     cdef vec *R1 = R0 + n_vectors
-    while q + AT_ONCE <= last:
-        renew_some(R0, R1, it, q, AT_ONCE, n_mod, r, whole)
-        q += AT_ONCE
+    while q + CHAINED <= last:
+        renew_some(R0, R1, it, q, CHAINED, n_mod, r, whole)
+        q += CHAINED
     while q < last:
         renew_some(R0, R1, it, q, 1, n_mod, r, whole)
         q += 1

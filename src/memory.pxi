@@ -27,7 +27,7 @@ def aligned(shapes, dtype, page=64):
     dict of name -> C-contiguous array
     """
     dtype = np.dtype(dtype)
-    sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, shape in shapes.items()}
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     begins, end = {}, 0
     for name, size in sizes.items():
         begins[name] = end + -end % (page if size >= page else 64)
@@ -44,7 +44,10 @@ def _block(size, page):
     """
     huge = 1 << 21
     if size >= huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, size + huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
+        try:
+            memory = mmap.mmap(-1, size + huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
+        except OSError:
+            raise MemoryError(f"want of memory: {size} bytes") from None
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
@@ -273,7 +276,7 @@ cdef class _Memory:
             ("class_rows", (r * mean, Q), <size_t>&m.class_rows), ("class_sums", (r * mean, Q), <size_t>&m.class_sums),
             ("power_K", (S + 1, r, r), <size_t>&m.power_K), ("always", (lazy, r, Q), <size_t>&m.always),
             ("awake_sums", (r * (binary and 2 <= r < SLOTS), r, Q), <size_t>&m.awake_sums), ("power_drive", (driven, r, D), <size_t>&m.power_drive),
-            ("back", (2, S, r), <size_t>&m.back), ("back_drive", (driven, D), <size_t>&m.back_drive),
+            ("back", (S, r), <size_t>&m.back), ("back_drive", (driven, D), <size_t>&m.back_drive),
             ("coef", (S + r + 1, placed), <size_t>&m.coef), ("old", (ROWS, max(r, 1), Q), <size_t>&m.old),
             ("tail", (ROWS, LANES + Q), <size_t>&m.tail), ("dots", (ROWS, LANES), <size_t>&m.dots), ("pick", (2 * LANES,), <size_t>&m.pick),
             ("dummy", (Q,), <size_t>&m.dummy), ("zeros", (max(placed, Q),), <size_t>&m.zeros), ("edge", (LANES,), <size_t>&m.edge),
@@ -351,14 +354,14 @@ cdef class _Memory:
 
     def follow(self, plan):
         """Another plan of the same make: the filter, mu or hbar has changed."""
-        self.kernels.settle(&self.m)
+        flushed(&self.m, self.kernels.settle)
         self.plan = plan
         if plan.types is None:
             self._set_modulation()
         else:  # the means of W are refreshed apart
             self.constants["mu"][:] = plan.mu
             self._set_factor(1 if plan.hbar is None else plan.hbar)
-            self.kernels.derive(&self.m)
+            flushed(&self.m, self.kernels.derive)
 
     cdef _set_modulation(self):
         """Types: the constants of the mean matrix.  Low rank: the filter itself, which does not follow W."""
@@ -373,7 +376,7 @@ cdef class _Memory:
             a["u"][plan.types, c["place"]] = a["u_by_source"][plan.types, c["place_by_source"]] = 1
             if m.fixed_taps:
                 a["power_drive"][1 : 1 + m.n_taps] = plan.taps
-            self.kernels.refresh(m)
+            flushed(m, self.kernels.refresh)
         elif m.rank:
             k, V, mu = m.leak, plan.v, np.broadcast_to(plan.mu, m.n_rec)
             a["u"][:, c["place"]] = a["u_by_source"][:, c["place_by_source"]] = plan.u.T
@@ -381,7 +384,7 @@ cdef class _Memory:
             a["drive"][c["place"]] = (1 - k) * V.T
             a["class_drive"][:] = (1 - k) * np.eye(m.rank)
             a["readout"][:, c["place"]] = V * (mu if plan.hbar is None else plan.hbar)
-            self.kernels.derive(m)
+            flushed(m, self.kernels.derive)
 
     def take_h(self):
         """(sum over steps of h (n_rec,), number of steps) since the last call."""
@@ -398,7 +401,7 @@ cdef class _Memory:
     def means(self, values):
         if self.m.type != NULL:
             self.constants["means"][:] = values
-            self.kernels.derive(&self.m)
+            flushed(&self.m, self.kernels.derive)
 
     @property
     def updates(self) -> int:

@@ -235,7 +235,7 @@ ctypedef struct Model:
     unsigned char *based      # (P,) 1: on top of `always`
     unsigned long long *turns # (P,) and (P,): scratch of `find_turning`
     int *turning
-    real *back                # (2, S, r) and (S, D): modulators carried back in time, see `carry_back`
+    real *back                # (S, r) and (S, D): modulators carried back in time, see `carry_back`
     real *back_drive
     real **terms              # (S + r + 1,) rows that a block reads
     real *coef                # (S + r + 1, P) what they count for
@@ -254,6 +254,7 @@ ctypedef struct Model:
 # One trial, or a stream of steps, in the caller's arrays.
 ctypedef struct Trials:
     Py_ssize_t n_steps
+    Py_ssize_t begin, end     # of these, the steps that `run` makes
     const real *x             # (T, n_in)
     const real *target        # (T, n_out), or NULL
     const long long *label    # (T,), or NULL
@@ -296,7 +297,7 @@ ctypedef struct Kernels:
     void (*reset)(Model *m) noexcept nogil
     void (*settle)(Model *m) noexcept nogil  # and show it in the network's arrays
     void (*write)(Model *m) noexcept nogil   # settle alone
-    void (*descend)(Model *m) noexcept nogil
+    bint (*descend)(Model *m) noexcept nogil # False: a weight would not be finite; none has changed
     void (*refresh)(Model *m) noexcept nogil
     void (*derive)(Model *m) noexcept nogil
     bint (*gather)(Model *m) noexcept nogil

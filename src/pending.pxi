@@ -23,8 +23,9 @@
 
 # ---------------------------------------------------------------- what a step reads
 
-cdef void dot_terms(Model *m, real *out, real **rows, Py_ssize_t n_rows) noexcept nogil:
-    """out[j] = rows[j] . s_t, over (Q,) rows; space for ROWS - 1 more."""
+cdef void dot_terms(Model *m, real *out, Py_ssize_t n_rows) noexcept nogil:
+    """out[j] = terms[j] . s_t, over (Q,) rows; space for ROWS - 1 more."""
+    cdef real **rows = m.terms
     cdef Py_ssize_t j = 0, last = n_rows - 1
     while j < n_rows:
         dot_rows(out + j, rows[j], rows[min(j + 1, last)], rows[min(j + 2, last)], rows[min(j + 3, last)],
@@ -41,8 +42,6 @@ cdef void dot_added(Model *m, real *out, Py_ssize_t n_ages) noexcept nogil:
     memset(out, 0, n_ages * sizeof(real))
     for group in range(m.n_groups):
         n = m.t - m.since[group]
-        if n >= n_ages:
-            continue
         eps, a, b, c, d = m.eps_owed + slot(m.t - n) * m.stride, 0, 0, 0, 0
         q = m.bounds[group]
         while q < m.bounds[group + 1]:
@@ -62,13 +61,13 @@ cdef void feel(Model *m) noexcept nogil:
         m.terms[n] = m.eps_owed + s * m.stride
         it.local[n], it.h[n], it.eps[n] = m.local + s * P, m.h_past + s * P, m.eps_placed + s * P
         it.onto[n] = m.onto_h + s * m.n_drive
-    dot_terms(m, dots, m.terms, n_ages)
+    dot_terms(m, dots, n_ages)
     if m.trace == TRACE_EXACT:
         dot_added(m, added, n_ages)
     it.n_ages, it.dots, it.added, it.front = n_ages, dots, added, m.front
     for a in range(m.rank):
         it.of_type[a] = m.u + a * P
-    feel_parts(<vec *>m.placed, <vec *>m.own, m, &it, m.trace == TRACE_EXACT and not m.autapses)
+    feel_parts(m, &it)
 
 
 cdef inline void feel_sums_by(vec *current, const Model *m, const real *dots, Py_ssize_t r, bint autapses) noexcept nogil:
@@ -108,7 +107,7 @@ cdef void recurrent_input(Model *m) noexcept nogil:
     cdef const real *z = m.pre
     if not m.turned:
         bring_in(m)
-    list_sources(m)
+    list_by(m, m.pre, m.rank if waits and m.trace == TRACE_EXACT else 0, 0)
     share_out(m, False, 0)
     if waits:
         feel(m)
@@ -135,26 +134,26 @@ cdef void inputs_alone(Model *m) noexcept nogil:
 
 # ---------------------------------------------------------------- after a step
 
-cdef void defer(Model *m, Py_ssize_t n_steps, bint learn, const real *learned, real *carry) noexcept nogil:
+cdef void defer(Model *m, Py_ssize_t n_steps, bint learn) noexcept nogil:
     """What this step's error says of the weights is added to what waits; `n_steps`: the most that a group
-    lags behind, `learned`: L h, `carry`: of `carry_back`."""
+    lags behind."""
     cdef Py_ssize_t P = m.n_places, r = m.rank, s = slot(m.t), n, i, a, group
     cdef real *local = m.local + s * P
+    cdef const real *learned = m.input  # L h
+    cdef const real *carry = m.back
     cdef real *onto
     cdef real *carried
+    if not learn:
+        memset(local, 0, P * sizeof(real))
+    if m.trace == TRACE_EXACT and not constrained(m):  # for `follow_sums`, too
+        by_place(m, m.eps_placed + s * P, m.eps + s * m.stride, False)
     if at_once(m):
         m.owed_until, m.unwritten = m.t, m.unwritten or learn
-        if not learn:
-            memset(local, 0, P * sizeof(real))
-        if m.trace == TRACE_EXACT and not constrained(m):  # for `follow_sums`
-            by_place(m, m.eps_placed + s * P, m.eps + s * m.stride, False)
         return
     memcpy(m.eps_owed + s * m.stride, m.eps + s * m.stride, m.stride * sizeof(real))
     if m.trace == TRACE_EXACT:
-        by_place(m, m.eps_placed + s * P, m.eps + s * m.stride, False)
         memset(m.onto_h + s * m.n_drive, 0, m.n_drive * sizeof(real))
     if not learn:
-        memset(local, 0, P * sizeof(real))
         return
     m.owed_until, m.unwritten = m.t + m.n_groups, True
     if m.trace != TRACE_EXACT:
@@ -180,11 +179,10 @@ cdef void write_lines(Model *m, Py_ssize_t group, Py_ssize_t first, Py_ssize_t l
     cdef Py_ssize_t rank = m.rank if m.trace == TRACE_EXACT else 0, q = m.bounds[group], q_end = m.bounds[group + 1]
     cdef bint owed = m.since[group] < m.owed_until
     cdef Writing it
-    cdef real keep = <real>m.leak
     it.rows, it.coef, it.width, it.n_classes, it.n_traced, it.n_terms = m.by_source, scratch, P, m.n_drive, 0, 0
     n_bytes = m.n_sources * between_sources(m) * sizeof(real)
     it.far, it.remote = n_bytes > CACHED, n_bytes > REMOTE
-    it.spared, it.spoke, it.keep = rank and spares(m), m.spoke, &keep
+    it.spared, it.spoke, it.keep = spares(m), m.spoke, <real>m.leak
     it.carry, it.K = m.carried + group * rank, m.power_K + n_steps * rank * rank
     for n in range(1, n_steps + 1 if rank else 1):
         s = slot(m.t - n)
@@ -329,7 +327,7 @@ cdef void write_chunk(Model *m, bint learn) noexcept nogil:
     if learn:
         if m.trace == TRACE_EXACT:
             carry_back(m, n_steps)
-            memcpy(m.carried, m.back + (SLOTS + n_steps) * m.rank, m.rank * sizeof(real))
+            memcpy(m.carried, m.back + n_steps * m.rank, m.rank * sizeof(real))
         gradient_terms(m, n_steps)
         m.owed_until, m.unwritten = m.t, True
     write_group(m, 0, True)
@@ -376,7 +374,7 @@ cdef void take_part(Model *m, bint write, Py_ssize_t group, int place, int n) no
     if write:
         write_lines(m, group, first, last, m.counts + place * 3 * SLOTS * min(STRETCH_SPARED * LANES, m.n_places))
     else:
-        hear(<vec *>m.placed, m, first, last)
+        hear(m, first, last)
 
 
 cdef void share_out(Model *m, bint write, Py_ssize_t group) noexcept nogil:

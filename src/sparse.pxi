@@ -49,8 +49,8 @@ ctypedef struct Row:
     Py_ssize_t apart
     real *gathered         # (4, n), `width` numbers apart: z, eps, term, sign
     Py_ssize_t width
-    const real *local      # L h
-    const real *factor     # of the term
+    real local             # L h
+    real factor            # of the term
     const real *K          # (r, r), and (r,) the two below
     const real *kick       # (1-k) V h_{t-1}
     const real *carry      # m
@@ -124,7 +124,7 @@ cdef inline void weight_body(vec *s, const Row *row, bint learn, bint term, bint
     cdef Py_ssize_t of = IN_64_BYTES, width = row.width // VEC_LANES, line, k, q = 0
     cdef vec *W = <vec *>row.w
     cdef const vec *source = <const vec *>row.gathered
-    cdef vec local = spread(row.local[0]), factor = spread(row.factor[0]), w, g
+    cdef vec local = spread(row.local), factor = spread(row.factor), w, g
     cdef vec sum[LANES]
     for k in range(of):
         sum[k] = spread(0)
@@ -194,11 +194,10 @@ cdef void pass_over(Model *m, bint advance, bint learn, real *sums) noexcept nog
     cdef Py_ssize_t *at = m.starts
     cdef real *lanes = m.gathered + 4 * m.packed_width
     cdef real *kick = lanes + LINE
-    cdef real one = 1
     cdef const real *h_before = m.h_past + slot(m.t + SLOTS - 1) * P
     cdef const real *drive
     cdef Row row
-    row.K, row.kick, row.carry, row.factor, row.old = m.K, kick, m.modulator + slot(m.t) * m.rank, &one, m.old
+    row.K, row.kick, row.carry, row.factor, row.old = m.K, kick, m.modulator + slot(m.t) * m.rank, 1, m.old
     row.apart, row.width, row.pick, row.sums = m.starts[P], m.packed_width, m.pick, NULL
     for block in range(m.n_blocks):
         c = m.block_type[block]
@@ -211,9 +210,9 @@ cdef void pass_over(Model *m, bint advance, bint learn, real *sums) noexcept nog
         for i in range(block * ROWS, block * ROWS + ROWS):
             if m.unit[i] >= 0:
                 row.n, row.w, row.traces = at[1] - at[0], m.packed + at[0], m.packed_traces + at[0]
-                row.local, row.stops = m.local + slot(m.t) * P + i, m.type_stops + i * m.rank
+                row.local, row.stops = m.local[slot(m.t) * P + i], m.type_stops + i * m.rank
                 if m.trace == TRACE_MEAN:
-                    row.factor = m.readout + i
+                    row.factor = m.readout[i]
                 drive = m.drive + m.drive_class[m.unit[i]] * m.rank
                 for a in range(n_mod):
                     kick[a] = h_before[i] * drive[a]
@@ -243,9 +242,9 @@ cdef void packed_step(Model *m, bint learn, bint refresh) noexcept nogil:
         scatter(m)
 
 
-cdef void packed_input(Model *m, const real *x) noexcept nogil:
+cdef void packed_input(Model *m) noexcept nogil:
     """input = W_in x + b."""
-    cdef real *out = m.input
+    cdef const real *x = m.pre + m.n_rec
     cdef Py_ssize_t n_inputs = m.n_in + (m.b_rec != NULL), i, q
     cdef const real *w
     cdef real total
@@ -254,7 +253,7 @@ cdef void packed_input(Model *m, const real *x) noexcept nogil:
             w, total = m.packed + m.inputs_at[i], 0
             for q in range(n_inputs):
                 total += w[q] * x[q]
-            out[m.unit[i]] = total
+            m.input[m.unit[i]] = total
 
 
 # ---------------------------------------------------------------- to and from the network's arrays

@@ -3,14 +3,13 @@
 
 cdef void sum_step(Model *m) noexcept nogil:
     """Over each type: h, eps, h eps and L h eps of now."""
-    cdef real *scratch = m.old
     cdef Py_ssize_t P = m.n_places, s = slot(m.t), i, b
     cdef const real *h = m.h_past + s * P
     cdef const real *eps = m.eps_placed + s * P
     cdef const real *local = m.local + s * P
     cdef const real *of_type = m.u
-    cdef real *product = scratch
-    cdef real *learned = scratch + P
+    cdef real *product = m.old
+    cdef real *learned = product + P
     cdef real out[ROWS]
     for i in range(P):
         product[i] = h[i] * eps[i]
@@ -60,10 +59,9 @@ cdef void follow_sums(Model *m, bint learn) noexcept nogil:
 
 cdef void sum_weights(Model *m) noexcept nogil:
     """type_sums from weights by source: what would be heard of all sources of a type at 1, summed over the places of each."""
-    cdef real *scratch = m.old
     cdef Py_ssize_t r = m.rank, a, b
-    cdef real *total = scratch
-    cdef real *s = scratch + m.stride
+    cdef real *total = m.old
+    cdef real *s = total + m.stride
     for b in range(r):
         memcpy(s, m.membership + b * m.stride, m.stride * sizeof(real))
         list_by(m, s, 0, 0)

@@ -35,21 +35,15 @@ cdef Tile open_tile(Model *m, Py_ssize_t rank, const real *carry) noexcept nogil
 cdef inline void carry_by(Model *m, Py_ssize_t n_steps, Py_ssize_t r) noexcept nogil:
     cdef real *lam = m.back
     cdef Py_ssize_t n, a, c, i, s
-    cdef real *carry = lam + SLOTS * r
     cdef real *onto = m.back_drive
     cdef const real *K
     cdef const real *d
-    cdef const real *modulator
     cdef real total
+    memset(lam, 0, r * sizeof(real))
     for n in range(n_steps + 1):
         s = slot(m.t - n)
-        modulator = m.modulator + s * r
-        for a in range(r):
-            lam[n * r + a] = carry[n * r + a] if n else 0
-            if m.erred[s] and (n == 0 or not m.online):
-                lam[n * r + a] += modulator[a]
-            if n == 0:
-                carry[a] = lam[a]
+        for a in range(r if m.erred[s] and (n == 0 or n < n_steps and not m.online) else 0):
+            lam[a] += m.modulator[s * r + a]
         if n == n_steps:
             return
         K = m.past_K + s * r * r if m.follows else m.K
@@ -57,17 +51,18 @@ cdef inline void carry_by(Model *m, Py_ssize_t n_steps, Py_ssize_t r) noexcept n
         for a in range(r):
             total = 0
             for c in range(r):
-                total += K[c * r + a] * lam[n * r + c]
-            carry[(n + 1) * r + a] = total
+                total += K[c * r + a] * lam[c]
+            lam[r + a] = total
         for i in range(m.n_drive):
             total = 0
             for a in range(r):
-                total += d[i * r + a] * lam[n * r + a]
+                total += d[i * r + a] * lam[a]
             onto[(n + 1) * m.n_drive + i] = total
+        lam += r
 
 
 cdef void carry_back(Model *m, Py_ssize_t n_steps) noexcept nogil:
-    """lam_{t-n}, K^T lam_{t-n+1} (`carry`, the latter; m_t at n = 0) and lam_{t-n+1} d, for n = 0 .. n_steps."""
+    """back[n] = K^T lam_{t-n+1}, or m_t at n = 0; back_drive[n] = lam_{t-n+1} d; n = 0 .. n_steps."""
     if m.rank == 2:  # a constant to the compiler: in small networks it shows
         carry_by(m, n_steps, 2)
     else:
@@ -110,10 +105,11 @@ cdef void filter_powers(Model *m, Py_ssize_t n_steps) noexcept nogil:
         powers_by(m, n_steps, m.rank)
 
 
-cdef Py_ssize_t tap_back(Model *m, const real *modulator) noexcept nogil:
+cdef Py_ssize_t tap_back(Model *m) noexcept nogil:
     """onto[n] = modulator F_n for the steps n ago that there were, of at most n_taps; their number."""
     cdef Py_ssize_t n, i, a, r = m.rank, n_steps = min(m.n_taps, m.t)
     cdef real *onto = m.back_drive
+    cdef const real *modulator = m.modulator + slot(m.t) * r
     cdef const real *F = m.power_drive
     for n in range(1, n_steps + 1):
         for i in range(m.n_drive):
@@ -177,10 +173,10 @@ cdef Py_ssize_t class_terms(Model *m, Py_ssize_t block, Py_ssize_t n_terms, cons
     return n_terms
 
 
-cdef void block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t r, Py_ssize_t a, real **rows, real *coef) noexcept nogil:
+cdef void block_terms(Model *m, Py_ssize_t block, Py_ssize_t n_steps, Py_ssize_t a, real **rows, real *coef) noexcept nogil:
     """Rows of the last steps, [n] of n steps ago, and what they count for, (2, SLOTS, ROWS), in the traces of four units: of
     modulators a and a + 1."""
-    cdef Py_ssize_t P = m.n_places, D = m.n_drive, n, s = slot(m.t)
+    cdef Py_ssize_t P = m.n_places, D = m.n_drive, r = m.rank, n, s = slot(m.t)
     cdef bint each = m.type == NULL
     cdef real *r0 = coef
     cdef real *r1 = r0 + SLOTS * ROWS
@@ -247,7 +243,7 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held)
         job[i].rows, job[i].used = rows, &used[i * SLOTS]
         job[i].r0, job[i].r1 = &coef[i], &coef[SLOTS * ROWS + i]
     while a < r:
-        block_terms(m, block, n_steps, r, a, rows, &coef[0])
+        block_terms(m, block, n_steps, a, rows, &coef[0])
         for i in range(ROWS):
             job[i].K = m.power_K + (n_steps * r + a) * r
             job[i].n_terms = used_terms(&used[i * SLOTS], m.awake[block * ROWS + i] & past)
@@ -268,7 +264,7 @@ cdef void renew_block(Model *m, Py_ssize_t block, Py_ssize_t n_steps, bint held)
             traces[(i * r + a) * Q + unit[i]] = 0
 
 
-cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) noexcept nogil:
+cdef void descend_rest(Model *m, const Tile *tile, const int *unit) noexcept nogil:
     """The columns that `descend` leaves: the last ones of W, W_in and b."""
     cdef Py_ssize_t n = m.n_rec, done = n // LANES * LANES, i, q, p
     cdef const real *sign = m.sign
@@ -294,10 +290,10 @@ cdef void descend_rest(Model *m, const Tile *tile, const int *unit, real *sums) 
             w[q] -= g[q] if tile.keep == NULL or tile.keep[i][q] else 0
             if sign != NULL and sign[q] * w[q] < 0:
                 w[q] = 0
-            if sums != NULL:
-                sums[q] += w[q]
+            if tile.sums != NULL:
+                tile.sums[q] += w[q]
     if done and done < n:
-        descend_last(tile, n - done)
+        descend_last(tile)
 
 
 cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sums) noexcept nogil:
@@ -305,7 +301,6 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
 
     The traces of the group that is due, `n_steps` late, are brought up to date on the way.
     """
-    cdef real *coef = m.coef
     cdef Py_ssize_t r = m.rank, block, i, group = 0, lag = 0
     cdef bint exact = m.trace == TRACE_EXACT, held = m.since[due] > 0
     cdef int *unit
@@ -326,9 +321,9 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
             lag = m.t - m.since[group]
             tile.rank = r if m.since[group] else 0
             tile.traces = m.traces + block * ROWS * r * m.stride
-            tile.carry = m.back + (SLOTS + lag) * r
+            tile.carry = m.back + lag * r
             group = group + 1 if group + 1 < m.n_groups else 0
-        unit, c = m.unit + block * ROWS, coef + block * ROWS
+        unit, c = m.unit + block * ROWS, m.coef + block * ROWS
         tile.out, tile.coef, tile.n_terms = m.w_rows + block * ROWS, c, 1 + lag
         tile.own = NULL if m.autapses else unit
         if m.keep_rows != NULL:
@@ -340,7 +335,7 @@ cdef void descend_blocks(Model *m, Py_ssize_t due, Py_ssize_t n_steps, real *sum
             tile.sums = sums + m.block_type[block] * m.stride
         if m.trace != TRACE_NONE or c[0] != 0 or c[1] != 0 or c[2] != 0 or c[3] != 0:
             descend(&tile, &fix[0])
-            descend_rest(m, &tile, unit, tile.sums)
+            descend_rest(m, &tile, unit)
             finish_dots(&current[0], &tile, &fix[0], m.edge)
         else:  # four units at rest, or without an error
             dot_rows(&current[0], tile.out[0], tile.out[1], tile.out[2], tile.out[3],
@@ -475,7 +470,6 @@ cdef void mean_traces(Model *m, bint learn) noexcept nogil:
             l, own = m.self_traces + c * Q, m.class_eps + (slot(m.t) * r + c) * Q
             for q in range(Q):
                 l[q] = kept[c] * l[q] - taken[c] * eps_before[q]
-            for q in range(Q):
                 own[q] = eps[q] + l[q]
 
 
@@ -512,7 +506,7 @@ cdef void settle_group(Model *m, Py_ssize_t group) noexcept nogil:
     cdef Py_ssize_t n_steps = m.t - m.since[group], n_terms = 0
     if not m.online and any_error(m, n_steps):
         n_terms = gradient_terms(m, n_steps) - (m.trace != TRACE_EXACT)
-    bring_group(m, group, n_terms, m.back + (SLOTS + n_steps) * m.rank)
+    bring_group(m, group, n_terms, m.back + n_steps * m.rank)
 
 
 cdef void close_chunk(Model *m) noexcept nogil:
@@ -543,8 +537,7 @@ cdef void close_chunk(Model *m) noexcept nogil:
                     d[p] += local[at]
                 coef[n * P + at] = d[p] if n == n_steps else take * d[p]
             m.terms[n] = (m.eps if n == n_steps else m.sources) + slot(m.t - n) * m.stride
-        if m.rank:
-            matvec(modulator, m.u, coef + n_steps * P, m.rank, P)
+        matvec(modulator, m.u, coef + n_steps * P, m.rank, P)
     if m.follows:
         filter_powers(m, n_steps)
     bring_group(m, 0, n_steps + 1 if owed else 0, modulator)
@@ -598,9 +591,6 @@ cdef void trace_and_learn(Model *m, bint learn) noexcept nogil:
     m.erred[s] = learn
     if m.keeps_h:
         keep_h(m)
-    if m.h_sum != NULL:
-        axpy(m.h_sum, <real>1, h, n)
-        m.h_count += 1
     if learn:
         for p in range(n):
             learned[p] = scale * signal[p] * h[p]
@@ -613,9 +603,10 @@ cdef void trace_and_learn(Model *m, bint learn) noexcept nogil:
     if m.trace == TRACE_MEAN:
         mean_traces(m, learn)
     if m.trace == TRACE_TAPS and learn:
-        n_steps = tap_back(m, modulator)
+        n_steps = tap_back(m)
     if m.trace == TRACE_TAPS and not m.online:
-        gradient_terms(m, n_steps)
+        if learn:
+            gradient_terms(m, n_steps)
         for block in range(m.n_blocks if learn else 0):
             add_block(m, block, n_steps + 1, NULL, 0)
         m.since[0] = m.t
@@ -637,7 +628,7 @@ cdef void trace_and_learn(Model *m, bint learn) noexcept nogil:
         packed_step(m, learn, refresh)
         return
     if m.deferred:
-        defer(m, n_steps, learn, learned, m.back + SLOTS * r)
+        defer(m, n_steps, learn)
         if m.follows and exact and not constrained(m):  # else they are taken while weights are written
             follow_sums(m, learn)
         if at_once(m):

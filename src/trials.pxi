@@ -35,7 +35,7 @@ cdef void rest(Model *m) noexcept nogil:
     memset(m.awake, 0, m.n_places * sizeof(m.awake[0]))
     keep_h(m)
     if m.instant:
-        follow_activity(m, m.h)
+        follow_activity(m)
     memset(m.dummy, 0, Q * sizeof(real))
     if m.trace == TRACE_MEAN:
         memset(m.traces, 0, m.rank * m.rank * Q * sizeof(real))
@@ -72,9 +72,9 @@ cdef Status step(Model *m, const real *x, const real *target, long long label, E
         learning_signal(m, m.signal)
     trace_and_learn(m, learn)
     if m.instant:
-        follow_activity(m, m.h)
+        follow_activity(m)
     if learn:
-        learn_readout(m, m.error, m.pre)
+        learn_readout(m)
     return OK
 
 
@@ -100,11 +100,11 @@ cdef Status step_of(Model *m, Trials *trial, Py_ssize_t t) noexcept nogil:
 
 
 cdef Status run(Model *m, Trials *trial) noexcept nogil:
-    """`step` over (T, n_in); with `chunk`, one update after every so many steps and after the last."""
+    """`step` from `begin` to `end`; with `chunk`, one update after every so many steps and after the last of all."""
     cdef Status status
     cdef Py_ssize_t t
     cdef bint owed = False
-    for t in range(trial.n_steps):
+    for t in range(trial.begin, trial.end):
         owed = owed or (trial.learn and source_at(trial, t) != FROM_NOTHING)
         status = step_of(m, trial, t)
         if status != OK:
@@ -150,18 +150,17 @@ cdef Status run_together(Model **models, Trials *trials, Record *recs, Py_ssize_
 
 cdef void descend_recurrent(Model *m) noexcept nogil:
     """W, W_in and b by the gradient that has been added up, which starts again from zero."""
-    cdef real *grad = m.grad
     cdef Py_ssize_t p, q, n = m.n_rec, Q = m.stride
     cdef real lr = <real>m.lr, own
     cdef real *w
     cdef real *g
     settle(m)
     for p in range(n):
-        w, g, own = m.w_rec + p * n, grad + p * Q, m.w_rec[p * n + p]
+        w, g, own = m.w_rec + p * n, m.grad + p * Q, m.w_rec[p * n + p]
         if m.keep != NULL:
             for q in range(n):
                 g[q] = g[q] if m.keep[p * n + q] else 0
-        descend_row(w, g, 1, lr, m.sign, n)
+        descend_row(w, g, lr, m.sign, n)
         if not m.autapses:
             w[p] = own
         axpy(m.w_in + p * m.n_in, -lr, g + n, m.n_in)
@@ -182,13 +181,39 @@ cdef void end_chunk(Model *m, bint learn) noexcept nogil:
     if not learn:
         return
     for o in range(m.n_out):
-        descend_row(m.w_out + o * n, m.grad_w_out + o * n, 1, lr, m.sign, n)
+        descend_row(m.w_out + o * n, m.grad_w_out + o * n, lr, m.sign, n)
     axpy(m.b_out, -lr, m.grad_b_out, m.n_out)
     memset(m.grad_w_out, 0, m.n_out * n * sizeof(real))
     memset(m.grad_b_out, 0, m.n_out * sizeof(real))
     m.updates += 1
     if m.type != NULL and m.refresh_every > 0 and m.updates % m.refresh_every == 0:
         refresh_filter(m)
+
+
+cdef bint stays_finite(const real *w, const real *g, real step, Py_ssize_t n) noexcept nogil:
+    """Whether w - step g is."""
+    cdef Py_ssize_t q
+    cdef real to
+    for q in range(n):
+        to = w[q] - step * g[q]
+        if to - to != 0:
+            return False
+    return True
+
+
+cdef bint descend_by_gradient(Model *m) noexcept nogil:
+    """One update by what has been added up, which starts again from zero; False: a weight would not be finite, and none has changed."""
+    cdef Py_ssize_t p, n = m.n_rec
+    cdef const real *g = m.grad
+    cdef real lr = <real>m.lr
+    cdef bint stays = (stays_finite(m.w_out, m.grad_w_out, lr, m.n_out * n) and stays_finite(m.b_out, m.grad_b_out, lr, m.n_out))
+    for p in range(n):
+        stays = stays and stays_finite(m.w_rec + p * n, g, lr, n) and stays_finite(m.w_in + p * m.n_in, g + n, lr, m.n_in)
+        stays = stays and (m.b_rec == NULL or stays_finite(m.b_rec + p, g + n + m.n_in, lr, 1))
+        g += m.stride
+    if stays:
+        end_chunk(m, True)
+    return stays
 
 
 # ---------------------------------------------------------------- the adjoint form
@@ -208,16 +233,13 @@ cdef Status record_step(Model *m, Trials *trial, Record *rec, Py_ssize_t t) noex
     if rec.eps != NULL:
         memcpy(rec.eps + t * Q, m.eps + slot(m.t) * Q, Q * sizeof(real))
     memcpy(rec.h + t * n, m.h, n * sizeof(real))
-    if m.h_sum != NULL:
-        axpy(m.h_sum, <real>1, m.h, n)
-        m.h_count += 1
     if source == FROM_NOTHING:
         memset(signal, 0, n * sizeof(real))
         return OK
     output_error(m, target + t * m.n_out if target != NULL else NULL,
                  trial.label[t] if source == FROM_LABEL else 0, source)
     learning_signal(m, signal)
-    learn_readout(m, m.error, m.pre)
+    learn_readout(m)
     return OK
 
 
@@ -229,8 +251,7 @@ cdef void through_modulators(Model *m, real *back, const real *lam) noexcept nog
     cdef Py_ssize_t p, a, r = m.rank
     memset(back, 0, m.n_rec * sizeof(real))
     by_place(m, placed, lam, False)
-    if r:
-        matvec(modulator, m.u, placed, r, m.n_places)
+    matvec(modulator, m.u, placed, r, m.n_places)
     for p in range(m.n_rec):
         for a in range(r):
             back[p] += drive[m.drive_class[p] * r + a] * modulator[a]
@@ -283,15 +304,16 @@ cdef void adjoint(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py
     cdef Py_ssize_t i, p, t, n_rec = models[0].n_rec
     cdef Adjoint kind = how.kind
     cdef bint onto_sources = kind == ADJOINT_MEAN or kind == ADJOINT_BPTT or kind == ADJOINT_SNAP1
+    cdef bint through_all = how.cells and kind != ADJOINT_SNAP1
     cdef real *lam[TRIALS]
     cdef real *back[TRIALS]
     cdef real *d[TRIALS]
     cdef real *direct[TRIALS]
     if how.horizon:
         for i in range(n):
-            truncated(models[i], &recs[i], how.horizon, recs[i].signal, n_steps)
+            truncated(models[i], &recs[i], how.horizon, n_steps)
         return
-    for p in range(n_rec if w != NULL else 0):
+    for p in range(n_rec if w != NULL and (how.exact_steps or through_all) else 0):
         memcpy(w + p * width, models[0].w_rec + p * n_rec, n_rec * sizeof(real))
     for i in range(n):
         lam[i], back[i], d[i], direct[i] = models[i].signal, models[i].current, recs[i].d, models[i].input
@@ -300,22 +322,23 @@ cdef void adjoint(Model **models, Record *recs, Backwards *how, Py_ssize_t n, Py
     for t in range(n_steps - 1, -1, -1):
         if how.exact_steps:
             through_together(models, direct, d, n, w, width)
-        if how.cells:
+        if through_all:
             through_together(models, back, lam, n, w, width)
         for i in range(n):
-            adjoint_step(models[i], &recs[i], &how[i], t, n_steps, how[i].mu, onto_sources)
+            adjoint_step(models[i], &recs[i], &how[i], t, n_steps, onto_sources)
     for i in range(n):
         if how.exact_steps:
             add_products(models[i], recs[i].exact_rows, recs[i].pre, n_steps)
         add_products(models[i], recs[i].rows, recs[i].pre if onto_sources else recs[i].eps, n_steps)
 
 
-cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t, Py_ssize_t n_steps, real *mu, bint onto_sources) noexcept nogil:
+cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t, Py_ssize_t n_steps, bint onto_sources) noexcept nogil:
     """One step of `adjoint`; the products with W^T, of d in `input`, are at hand."""
     cdef real *lam = m.signal
     cdef real *back = m.current
     cdef const real *through_d = m.input
     cdef real *d = rec.d
+    cdef real *mu = how.mu
     cdef Py_ssize_t p, n = m.n_rec, b = how.exact_steps
     cdef const real *L = rec.signal + t * n
     cdef const real *h = rec.h + t * n
@@ -359,11 +382,12 @@ cdef void adjoint_step(Model *m, Record *rec, const Backwards *how, Py_ssize_t t
         rows[p] = take * lam[p] if onto_sources else rows[p] + f[p] * back[p]
 
 
-cdef void truncated(Model *m, Record *rec, Py_ssize_t horizon, real *d, Py_ssize_t n_steps) noexcept nogil:
+cdef void truncated(Model *m, Record *rec, Py_ssize_t horizon, Py_ssize_t n_steps) noexcept nogil:
     """TBPTT: the adjoints d_t of all errors, pulled back one step at a time; grad += (1-k) sum_{age < horizon} sum_t d_t s_{t-age}^T."""
     cdef real *back = m.current
     cdef const real *h
     cdef real *rows = rec.rows
+    cdef real *d = rec.signal
     cdef real leak = <real>m.leak, take = <real>(1 - m.leak)
     cdef Py_ssize_t age, t, p, n = m.n_rec
     for p in range(n_steps * n):

@@ -43,7 +43,7 @@ ctypedef struct Writing:
     const unsigned int *spoke  # (Q,) bit n: whether it is not 0
     real *tally                # of `write_and_hear`, see there
     real *missing              # (N,) what the weights of units from themselves were written too little
-    const real *keep           # (1,) k
+    real keep                  # k
 
 
 cdef inline void prepare(vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t size, Py_ssize_t rank, bint owed, bint spared,
@@ -58,7 +58,7 @@ cdef inline void prepare(vec *out, const Writing *it, Py_ssize_t v, Py_ssize_t s
     cdef const real *drive
     cdef vec d = spread(0), e = d, f = d, keep = d, x
     if spared:
-        keep = spread(it.keep[0])
+        keep = spread(it.keep)
         for k in range(size):
             out[k] = -(<const vec *>it.local[it.n_traced])[v + k] if owed else d
         for k in range(size, (1 + rank) * size):

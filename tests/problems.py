@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
+from hypothesis import assume
 from hypothesis import strategies as st
 
 import modprop_fast as mf
-from modprop_fast import reference
+from modprop_fast import core, reference
 
 SMOOTH = ("softplus", "tanh", "sigmoid", "identity")
 ALL = ("relu", *SMOOTH)
+FUSED = [isa for isa in core.available_isas() if isa != "baseline"]  # those that round a product and its sum once
+RULES = {  # that stream, and follow W at their updates
+    "e-prop": mf.EProp(),
+    "exact": mf.ModProp(0.25),
+    "mean": mf.ModProp(0.25, factor="mean"),
+    "no self": mf.ModProp(0.25, factor="mean", self_modulation=False),
+    "every third": mf.ModProp(0.25, refresh=3),
+    "never": mf.ModProp(0.25, refresh="never", factor="mean"),
+    "mdgl": mf.MDGL(),
+    "taps": mf.ModProp(0.25, taps=3),
+    "instant": mf.ModProp("instant", refresh=2),
+}
 
 
 @dataclass
@@ -47,13 +62,14 @@ class Problem:
 
 
 @st.composite
-def problems(draw, dtype="float64", activations=ALL, constrained=True, min_rec=1, max_rec=12, max_steps=8, gain=None, **fixed):
+def problems(draw, dtype="float64", activations=ALL, constrained=True, min_rec=1, max_rec=12, more_rec=(16, 19, 33, 37),
+             max_steps=8, gain=None, **fixed):  # fmt: skip
     """Networks of 1 to 37 units, with the tails and odd sizes that vector code gets wrong."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
-    n_rec = draw(st.one_of(st.integers(min_rec, max_rec), st.sampled_from([16, 19, 33, 37])), label="n_rec")
-    n_in = draw(st.sampled_from([1, 2, 3, 9]), label="n_in")
+    n_rec = draw(st.one_of(st.integers(min_rec, max_rec), st.sampled_from(more_rec)), label="n_rec")
+    n_in = draw(st.sampled_from([1, 2, 3, 9, 17, 33]), label="n_in")
     loss = draw(st.sampled_from(["mse", "cross_entropy"]), label="loss")
-    n_out = draw(st.integers(1 if loss == "mse" else 2, 3), label="n_out")
+    n_out = draw(st.sampled_from([1, 2, 3, 8, 17][loss != "mse" :]), label="n_out")
     n_types = draw(st.integers(1, min(n_rec, 6)), label="n_types")
     types = rng.permutation(np.concatenate([np.arange(n_types), rng.integers(0, n_types, n_rec - n_types)]))
     dale = rng.choice([-1, 0, 1], n_rec) if constrained and draw(st.booleans(), label="dale") else None
@@ -86,21 +102,64 @@ def problems(draw, dtype="float64", activations=ALL, constrained=True, min_rec=1
     return Problem(net, loss, inputs, targets, mask, draw(st.sampled_from([0.0, 0.25, 1.0]), label="mu"), rng)
 
 
+def twin(problem, rule, **kwargs):
+    """A learner on a copy of the problem's network."""
+    return mf.Learner(copy.deepcopy(problem.net), rule, loss=problem.loss, rng=np.random.default_rng(0), **kwargs)
+
+
+def stream(problem):
+    """One trial as `step` wants it: xs, a target or None for each step, the same for `run`."""
+    xs, mask = problem.inputs[0], problem.rng.random(len(problem.inputs[0])) < 0.7
+    if problem.loss == "mse":
+        targets = problem.targets[0]
+    else:
+        targets = problem.rng.integers(0, problem.net.n_out, len(xs))
+    return xs, [t if m else None for t, m in zip(targets, mask)], targets, mask
+
+
+def copied(arrays):
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
 def assert_close(got, expected, tolerance):
     """Every array within ``tolerance`` of its largest entry.
 
     One that is zero throughout has no size of its own, and may be what is left when terms cancel (a type of one unit
     that does not modulate itself): it is measured by the largest of the others.  Nor can a single number that nearly
-    cancels, such as the bias of one unit summed over steps and trials, be nearer than the rounding of the largest.
+    cancels, such as the bias of one unit summed over steps and trials, be nearer than the rounding of the largest: so
+    nothing may come in a wider dtype than what it is compared with, which would allow it less rounding than it had.
     """
     assert got.keys() == expected.keys()
     largest = max(1e-300, *(np.abs(each).max() for each in expected.values()))
     for name in expected:
         size = np.abs(expected[name]).max() or largest
         given = np.asarray(got[name])
+        assert given.dtype.itemsize <= np.asarray(expected[name]).dtype.itemsize, f"{name}: {given.dtype}"
         rounding = np.finfo(given.dtype).eps * largest if given.dtype.kind == "f" else 0
         error = np.abs(given.astype(float) - expected[name]).max() - rounding  # a NaN stays one, and fails
         assert error <= tolerance * size, f"{name}: off by {error / size:.2g} of its largest entry {size:.2g}"
+
+
+def assert_slopes(loss, weights, grads, rng, n):
+    """``grads`` are the slopes of ``loss()``, at ``n`` places of every weight.
+
+    Central differences with step 1e-5 err by step^2 and by rounding / step, each about 1e-10.
+    """
+    scale = max(np.abs(g).max() for g in grads.values())
+    assume(scale > 1e-3)
+    for name, w in weights.items():
+        for at in rng.permutation(w.size)[:n]:
+            kept = w.flat[at]
+            w.flat[at] = kept + 1e-5
+            up = loss()
+            w.flat[at] = kept - 1e-5
+            down = loss()
+            w.flat[at] = kept
+            assert (up - down) / 2e-5 == pytest.approx(grads[name].flat[at], rel=1e-5, abs=1e-7 * scale)
 
 
 def moves(grads):

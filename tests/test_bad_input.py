@@ -1,10 +1,14 @@
 """Bad input: one precise sentence, and nothing has changed."""
 
+import io
+import json
+
 import numpy as np
 import pytest
+from problems import copied, same_bits
 
 import modprop_fast as mf
-from modprop_fast import core
+from modprop_fast import core, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:rho")
 
@@ -30,19 +34,19 @@ YS = np.zeros((2, 4, 2))
 STEPS = [
     # loss, arguments, exception, message
     ("mse", dict(x=np.ones(3)), TypeError, r"x: expected a C-contiguous float32 array of shape \(3,\), got float64 array of shape \(3,\)"),
-    ("mse", dict(x=[1.0, 2.0, 3.0]), TypeError, r"x: expected .*, got list \[1.0, 2.0, 3.0\]"),
+    ("mse", dict(x=[1.0, 2.0, 3.0]), TypeError, r"x: expected .*, got \[1.0, 2.0, 3.0\]"),
     ("mse", dict(x=np.ones(2, "float32")), ValueError, r"x: expected .* shape \(3,\), got float32 array of shape \(2,\)"),
     ("mse", dict(x=np.ones((1, 3), "float32")), ValueError, r"x: .*got float32 array of shape \(1, 3\)"),
     ("mse", dict(x=np.ones(6, "float32")[::2]), ValueError, r"x: .*got float32 array of shape \(3,\), not C-contiguous"),
     ("mse", dict(x=nan), ValueError, "x: expected finite values, got nan at index 1"),
     ("mse", dict(x=x, target=np.array([np.inf, 0], "float32")), ValueError, "target: expected finite values, got inf at index 0"),
-    ("mse", dict(x=x, target=1.0), TypeError, r"target: expected a C-contiguous float32 array of shape \(2,\), got float 1.0"),
+    ("mse", dict(x=x, target=1.0), TypeError, r"target: expected a C-contiguous float32 array of shape \(2,\), got 1.0"),
     ("mse", dict(x=x, target=x), ValueError, r"target: .* shape \(2,\), got float32 array of shape \(3,\)"),
     ("mse", dict(x=x, target=y, signal=y), ValueError, "step: expected a target or a signal, got both"),
     ("mse", dict(x=x, signal=nan[:2]), ValueError, "signal: expected finite values, got nan at index 1"),
     ("cross_entropy", dict(x=x, target=2), ValueError, r"target: expected a class in 0..1, got 2"),
     ("cross_entropy", dict(x=x, target=-1), ValueError, r"target: expected a class in 0..1, got -1"),
-    ("cross_entropy", dict(x=x, target=0.5), TypeError, r"target: expected a class, an integer in 0..1, got float 0.5"),
+    ("cross_entropy", dict(x=x, target=0.5), TypeError, r"target: expected a class, an integer in 0..1, got 0.5"),
 ]
 
 
@@ -51,14 +55,22 @@ def test_step(loss, arguments, error, message):
     one = learner(loss=loss)
     for _ in range(3):
         one.step(x, y if loss == "mse" else 1)
-    weights = {name: w.copy() for name, w in one.network.weights.items()}
-    state = {name: a.copy() for name, a in one._engine.arrays.items()}
+    weights, state = copied(one.network.weights), copied(one._engine.arrays)
     with pytest.raises(error, match=message) as caught:
         one.step(**arguments)
     assert "\n" not in str(caught.value)
-    assert all(np.array_equal(w, weights[name]) for name, w in one.network.weights.items())
-    assert all(np.array_equal(a, state[name]) for name, a in one._engine.arrays.items())
+    assert same_bits(one.network.weights, weights) and same_bits(one._engine.arrays, state)
     one.step(x, y if loss == "mse" else 1)  # and it goes on
+
+
+RAGGED = [[0], [0, 1]]
+
+
+def broken():
+    """A network with a weight that is not finite."""
+    one = net()
+    one.w_in[0, 1] = np.nan
+    return one
 
 
 CALLS = [
@@ -78,6 +90,11 @@ CALLS = [
     (lambda: net(types={"E": 0.8, "I": 0.2}, dale={"E": 1}), ValueError, "dale: expected a sign for each of E, I, got E"),
     (lambda: net(dale=[1, 1, 1, 1, 2]), ValueError, r"dale: expected signs \+1, -1 or 0"),
     (lambda: net(mask=np.ones((5, 5))), ValueError, r"mask: expected a bool array of shape \(5, 5\), got float64"),
+    (lambda: net(types=RAGGED), ValueError, "types: expected an array, got a ragged sequence"),
+    (lambda: net(mask=RAGGED), ValueError, "mask: expected an array, got a ragged sequence"),
+    (lambda: mf.ModProp(RAGGED), ValueError, "mu: expected an array, got a ragged sequence"),
+    (lambda: mf.ModProp(taps=RAGGED), ValueError, "taps: expected an array, got a ragged sequence"),
+    (lambda: broken().save(io.BytesIO()), ValueError, r"w_in: expected finite values in float32, got nan at index \(0, 1\)"),
     (lambda: net(init="signed"), ValueError, "init: 'signed' expects Dale's law"),
     (lambda: mf.ModProp(1.5), ValueError, r"mu: expected a finite number in \[0, 1\], got 1.5"),
     (lambda: mf.ModProp(np.nan), ValueError, "mu: expected a finite number"),
@@ -94,7 +111,7 @@ CALLS = [
     (lambda: learner(mf.ModProp(taps=np.ones((2, 3, 3)))), ValueError, r"taps: expected \(S, 1, 1\) numbers, got shape \(2, 3, 3\)"),
     (lambda: mf.TBPTT(0), ValueError, "horizon: expected an integer >= 1, got 0"),
     (lambda: learner(mf.ModProp(modulation=mf.LowRank(9))), ValueError, "modulation: expected a rank of at most n_rec = 5, got 9"),
-    (lambda: mf.reference.low_rank(np.full((9, 9), np.inf), 2), FloatingPointError, "low_rank: expected finite weights, got w_rec with NaN or Inf"),
+    (lambda: reference.low_rank(np.full((9, 9), np.inf), 2), FloatingPointError, "low_rank: expected finite weights, got w_rec with NaN or Inf"),
     (lambda: mf.parse_rule("backprop"), ValueError, "rule: expected one of 'bptt', 'tbptt', 'eprop'"),
     (lambda: mf.RTRL(limit=np.nan), ValueError, r"limit: expected a finite number in \(0, inf\), got nan"),
     (lambda: mf.parse_rule("rtrl(limit=abc)"), ValueError, "rule: limit: expected a number, got 'abc'"),
@@ -103,7 +120,7 @@ CALLS = [
     (lambda: mf.Learner.from_arrays(None, np.ones((3, 1)), np.ones((2, 3))), ValueError, r"w_rec: expected 2 dimensions and at least one number, got shape \(\)"),
     (lambda: mf.Learner.from_arrays(np.zeros((0, 0)), np.ones((3, 1)), np.ones((2, 3))), ValueError, r"w_rec: expected 2 dimensions and at least one number, got shape \(0, 0\)"),
     (lambda: learner(update=""), ValueError, "update: expected one of 'step', 'apply', got ''"),
-    (lambda: mf.parse_rule("tbptt(steps=3)"), ValueError, r"rule: expected options of tbptt \(feedback, horizon\), got 'steps=3'"),
+    (lambda: mf.parse_rule("tbptt(steps=3)"), ValueError, r"rule: expected options of tbptt \(feedback, horizon\).* got 'steps=3'"),
     (lambda: mf.parse_rule("bptt()("), ValueError, r"rule: expected a name or name\(option=value, ..\)"),
     (lambda: learner(mf.ModProp([0.5, 0.5])), ValueError, "mu: expected a number or 1 of them, one per type, got 2"),
     (lambda: mf.ModProp(0.5, modulation="units"), ValueError, "modulation: expected one of 'types', 'cells', got 'units'"),
@@ -147,6 +164,8 @@ CALLS = [
     (lambda: learner(loss="cross_entropy").gradient(XS, [0.0, 1.0]), TypeError, "targets: expected integer classes, got float64"),
     (lambda: learner(loss="cross_entropy").gradient(XS, [0]), ValueError, r"targets: expected classes of shape \(2,\) or \(2, 4\), got \(1,\)"),
     (lambda: learner().run(XS[0], mask=np.ones(4, bool)), ValueError, "mask: expected targets with it, got none"),
+    (lambda: learner().run(XS[0], YS[0], np.ones(3, bool)), ValueError, r"mask: expected shape \(4,\), got \(3,\)"),
+    (lambda: learner().run(XS[0], YS[0], np.ones((1, 4), bool)), ValueError, r"mask: expected shape \(4,\), got \(1, 4\)"),
 ]
 
 
@@ -170,6 +189,49 @@ def test_read_only_weights():
         mf.Learner(one)
 
 
+def out_of_range(state):
+    """The state of a generator with a number that it cannot hold."""
+    rng = json.loads(str(state["rng"]))
+    rng["state"]["state"] = 1 << 200
+    return state | {"rng": np.array(json.dumps(rng)), "iteration": np.array(7)}
+
+
+REFUSED = {  # the learner, what is done to it, the call, and what comes of it
+    "read-only weights": (
+        lambda: learner(optimizer=mf.Adam()),
+        lambda one: one.network.b_out.setflags(write=False),
+        lambda one: one.fit_trials(XS, YS),
+        (ValueError, "b_out: expected weights that can be written, got a read-only array"),
+    ),
+    "a generator's state out of range": (
+        lambda: learner(mf.UORO(), update="apply", rng=rng()),
+        lambda one: None,
+        lambda one: one.restore(out_of_range(one.state())),
+        (ValueError, "state: rng: expected the state of a PCG64, got"),
+    ),
+    "an infinite weight": (
+        lambda: learner(mf.ModProp("auto"), update="apply"),
+        lambda one: one.network.w_rec.__setitem__((0, 1), np.inf),
+        lambda one: one.reset(),
+        (FloatingPointError, "auto_mu: expected finite weights, got means of W with NaN or Inf"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_call_that_is_refused_leaves_the_weights_and_the_state(name):
+    make, spoil, call, (error, message) = REFUSED[name]
+    one = make()
+    one.fit_trials(XS + 1, YS + 1)
+    one.run(XS[0] + 1, YS[0])
+    spoil(one)
+    weights, state = copied(one.network.weights), one.state()
+    with pytest.raises(error, match=message) as caught:
+        call(one)
+    assert "\n" not in str(caught.value)
+    assert same_bits(one.network.weights, weights) and same_bits(one.state(), state)
+
+
 def test_inputs_are_never_modified():
     one = learner(update="apply")
     xs, ys, mask = XS + 1.0, YS + 2.0, np.ones(4, bool)
@@ -185,21 +247,19 @@ def test_a_network_that_diverges_leaves_the_weights():
     one.network.b_out[...] = 3e38
     one.network.w_out[...] = 3e38
     one.network.w_in[...] = 3e38
-    before = {name: w.copy() for name, w in one.network.weights.items()}
+    before = copied(one.network.weights)
     with pytest.raises(FloatingPointError, match="step: expected a finite readout"):
         one.step(x, y)
     with pytest.raises(FloatingPointError, match="run: expected a finite readout, got .* at step 0"):
         one.run(np.ones((3, 3)), np.ones((3, 2)))
-    assert all(np.array_equal(w, before[name]) for name, w in one.network.weights.items())
+    assert same_bits(one.network.weights, before)
 
 
 def test_a_gradient_that_overflows_leaves_the_weights_and_the_optimizer():
     one = learner(optimizer=mf.Adam(), update="apply")
-    one.step(x, signal=np.full(2, 3e38, "float32"))
-    one.step(x, signal=np.full(2, 3e38, "float32"))
-    one.step(x, signal=np.full(2, 3e38, "float32"))
-    before, state = {name: w.copy() for name, w in one.network.weights.items()}, one.state()
+    for _ in range(3):
+        one.step(x, signal=np.full(2, 3e38, "float32"))
+    before, state = copied(one.network.weights), one.state()
     with pytest.raises(FloatingPointError, match="gradient: expected a finite norm, got (inf|nan) at update 0"):
         one.apply()
-    assert all(np.array_equal(w, before[name]) for name, w in one.network.weights.items())
-    assert all(np.array_equal(a, state[name]) for name, a in one.state().items())
+    assert same_bits(one.network.weights, before) and same_bits(one.state(), state)

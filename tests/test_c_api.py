@@ -15,7 +15,7 @@ import modprop_fast as mf
 from modprop_fast import core
 
 GOLDEN = TREE / "tests" / "abi.txt"
-BUSY, DESTROYED, KIND = 3, 2, 8
+BUSY, DESTROYED, KIND, DIVERGED = 3, 2, 8, 9
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +100,28 @@ def test_what_is_written_into_the_weights_counts_at_the_next_step_in_c(library):
 
 
 def test_an_optimizer_or_a_rule_of_python_is_refused_where_it_is_needed(library):
-    handle = handle_of(library, small("apply", optimizer=mf.Adam()))
+    learner, trials = small("apply", optimizer=mf.Adam()), tuple(part[None] for part in stream(5))
+    handle = handle_of(library, learner)
     assert library.update(handle) == KIND and b"Learner" in library.sentence()
+    learner.fit_trials(*trials)
     library.destroy(handle)
+    assert learner.iteration == 1  # it counts for the moments of the next update
     for what in (object(), small("apply", rule=mf.BPTT()), small("apply", rule=mf.RTRL())):
         empty = ctypes.c_void_p()
         assert library.adopt(ctypes.c_void_p(id(what)), ctypes.byref(empty)) == 6 and not empty.value
         assert library.sentence().startswith((b"adopt: object: expected a Learner, got", b"adopt: rule: BPTT needs", b"adopt: rule: expected one that the kernels have, got RTRL"))
+
+
+def test_an_update_in_c_that_would_not_be_finite_changes_no_weight(library):
+    learner, (xs, targets) = small("apply", optimizer=mf.SGD(3e38)), stream(20)
+    before = {name: w.copy() for name, w in learner.network.weights.items()}
+    handle = handle_of(library, learner)
+    assert steps(library, handle, xs, 1000 * targets)[0] == 0
+    assert library.update(handle) == DIVERGED and b"expected finite weights" in library.sentence()
+    library.destroy(handle)
+    assert learner.iteration == 0
+    for name, w in learner.network.weights.items():
+        assert np.array_equal(before[name], w), name
 
 
 def test_a_second_thread_is_told_so(library):

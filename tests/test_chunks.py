@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from problems import assert_close, moves, problems
+from problems import RULES, assert_close, moves, problems, twin
 from test_identities import FLOAT64, rules
-from test_streaming import RULES, twin
 
 import modprop_fast as mf
 
@@ -186,6 +185,15 @@ def test_a_write_into_the_weights_counts_at_the_next_step(write, call):
     other = mf.Learner(untouched, mf.ModProp(0.25), optimizer=mf.SGD(0.1))
     other.run(xs[:6], targets[:6])
     assert np.abs(other.step(xs[6]) - found).max() > 1e-4
+
+
+@pytest.mark.parametrize("n_rec, chunk", [(255, 1), (256, 16)])
+def test_auto_chooses_the_chunk_by_the_size_of_the_network(n_rec, chunk):
+    xs, targets = np.random.default_rng(0).normal(size=(2, 40, 1))
+    nets = [mf.Network(1, n_rec, 1, rng=np.random.default_rng(1)) for _ in range(3)]
+    learners = [mf.Learner(net, mf.EProp(), optimizer=mf.SGD(0.1)) for net in nets]
+    ys = [learner.run(xs, targets, chunk=n) for learner, n in zip(learners, ("auto", chunk, 8))]
+    assert np.array_equal(ys[0], ys[1]) and not np.allclose(ys[0], ys[2], rtol=1e-3)
 
 
 def test_bad_chunks():

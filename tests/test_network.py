@@ -1,5 +1,8 @@
 """Networks: types, signs, masks, initial weights, files."""
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,6 +51,30 @@ def test_the_signed_recipe_is_balanced_and_has_spectral_radius_one():
     assert np.array_equal(masked.w_rec, w * ~np.eye(120, dtype=bool))  # the diagonal goes last
 
 
+ARRAYS = {  # that a caller hands over, and what is made of them
+    "types": (np.array([0, 1, 1, 0]), lambda given: mf.Network(1, 4, 1, types=given, init="zeros")),
+    "mask": (np.eye(4, dtype=bool), lambda given: mf.Network(1, 4, 1, mask=given, init="zeros")),
+    "feedback": (np.ones((4, 1)), lambda given: mf.EProp(feedback=given)),
+    "mu": (np.ones(2), lambda given: mf.ModProp(given)),
+    "taps": (np.ones((3, 2, 2)), lambda given: mf.ModProp(taps=given)),
+    "U": (np.ones((4, 2)), lambda given: mf.ModProp(modulation=(given, np.ones((2, 4))))),
+    "V": (np.ones((2, 4)), lambda given: mf.ModProp(modulation=(np.ones((4, 2)), given))),
+} | {
+    f"dale in {dtype}": (np.ones(4, dtype), lambda given: mf.Network(1, 4, 1, dale=given, dtype=given.dtype, init="zeros"))
+    for dtype in ("float32", "float64")
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_what_is_written_into_an_array_after_it_was_handed_over_changes_nothing(name):
+    array, make = ARRAYS[name]
+    given = array.copy()
+    made = make(given)
+    before = pickle.dumps(made)
+    given[...] = 1 - given.astype(int)
+    assert pickle.dumps(made) == before != pickle.dumps(make(given))
+
+
 @settings(max_examples=25)
 @given(problems("float32"))
 def test_save_and_load(problem):
@@ -83,6 +110,12 @@ def test_loading_something_else_says_so(tmp_path):
     path = tmp_path / "other.npz"
     np.savez(path, a=1)
     with pytest.raises(ValueError, match="file: expected a network written by Network.save, got"):
+        mf.Network.load(path)
+    mf.Network(1, 3, 1, rng=np.random.default_rng(0)).save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | {"settings": np.array(json.dumps(json.loads(str(arrays["settings"])) | {"format": 2}))})
+    with pytest.raises(ValueError, match="file: expected a network of format 1, got format 2 in "):
         mf.Network.load(path)
     path.write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(ValueError, match="file: expected a network written by Network.save, got"):

@@ -1,6 +1,7 @@
 """What docstrings promise in passing: each of these a plausible mistake once broke without any other test noticing."""
 
 import copy
+import csv
 import ctypes
 import gc
 import io
@@ -21,8 +22,9 @@ from test_streaming import RULES, draw, same_bits, small
 
 import modprop_fast as mf
 from modprop_fast import core
+from modprop_fast import learner as learner_module
 from modprop_fast import train as training_module
-from modprop_fast.align import _compare, _look, _lowers, _wilson
+from modprop_fast.align import _compare, _look, _lowers, _wilson, align
 from modprop_fast.compare import SETTINGS, _best, build, compare, run, summarise
 from modprop_fast.learner import _decays, _radius
 
@@ -46,16 +48,39 @@ def test_restore_updates():
     assert same_bits(one.state(), other.state()) and same_bits(one.network.weights, other.network.weights)
 
 
-def test_restore_h_batches():
-    rule = mf.ModProp("auto", factor="running")
+FOLLOWERS = {
+    "auto": mf.ModProp("auto", factor="running", horizon=1.5), "low rank": mf.ModProp(0.5, mf.LowRank(2)),
+    "every 3": mf.ModProp(0.5, mf.LowRank(2), refresh=3), "never": mf.MDGL(mf.LowRank(2), refresh="never"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights_first", [False, True])
+@pytest.mark.parametrize("name", FOLLOWERS)
+def test_restore_of_a_rule_that_follows(name, weights_first):
+    """Its filter is the one of then, whether the weights are put in before or after."""
     trials = tuple(a.reshape(4, 10, 2) for a in draw(40))
-    one, other = (small(rule, optimizer=mf.SGD(0.5), update="apply") for _ in range(2))
-    one.fit_trials(*trials)
+    one, other = (small(FOLLOWERS[name], optimizer=mf.Adam(0.1), update="apply") for _ in range(2))
+    for _ in range(4):
+        one.fit_trials(*trials)
+    if weights_first:
+        take_weights(other, one)
     other.restore(one.state())
     take_weights(other, one)
+    assert same_bits(one.gradient(*trials), other.gradient(*trials))
+    streams = tuple(a[0] for a in trials)
     for each in (one, other):
+        each.run(*streams)
+        each.apply()
         each.fit_trials(*trials)
-    assert same_bits(one.state(), other.state())
+    assert same_bits(one.state(), other.state()) and same_bits(one.network.weights, other.network.weights)
+
+
+@pytest.mark.parametrize("refresh", ["update", 700, 5000, "never"])
+def test_low_rank_follows_a_stream_as_refresh_says(refresh):
+    learner = small(mf.ModProp(0.5, mf.LowRank(1), refresh=refresh), optimizer=mf.SGD(1e-3))
+    before = learner._plan.u.copy()
+    learner.run(*draw(1500))
+    assert np.array_equal(learner._plan.u, before) == (refresh in (5000, "never"))
 
 
 def test_restore_rng():
@@ -184,17 +209,12 @@ def test_weights_that_stand_still_are_not_followed_again(monkeypatch):
     assert len(plans) == 1
 
 
-def test_a_state_that_cannot_be_followed_changes_nothing():
-    learner = small(mf.ModProp(0.25, mf.LowRank(2)), update="apply")
-    state = learner.state() | {"iteration": np.array(7)}
-    learner.network.w_rec[0, 1] = np.nan
-    with pytest.raises(FloatingPointError):
-        learner.restore(state)
-    assert learner.iteration == 0
+def test_a_state_that_does_not_fit_changes_nothing():
     learner = small(mf.UORO(), update="apply", rng=np.random.default_rng(0))
     for state, error in (({"rng": np.array("{")}, "state: rng: expected the state of a PCG64"), ({"iteration": 1.5}, "iteration: expected an integer")):
         with pytest.raises((TypeError, ValueError), match=error):
-            learner.restore(learner.state() | state)
+            learner.restore(learner.state() | {"iteration": np.array(7)} | state)
+    assert learner.iteration == 0
 
 
 def test_a_chunk_in_numpy_that_diverges_teaches_nothing():
@@ -249,8 +269,35 @@ def test_lookers_follow_the_activity():
     task, learner, training = build(TINY, "eprop", 0, 1e-3)
     exact = mf.Learner(learner.network, mf.BPTT(), loss=task.loss, update="apply", threads=1)
     auto = mf.Learner(learner.network, mf.ModProp("auto"), loss=task.loss, update="apply", threads=1)
-    _look(TINY, task, learner, training, exact, {"auto": auto}, [], False, tqdm, False)
-    assert auto.state()["h_batches"] == 6 and learner.iteration == TINY.iterations
+    _look(TINY, task, learner, "eprop", training, exact, {"auto": auto}, [], False, tqdm, False)
+    assert auto.state()["h_batches"] == TINY.iterations + 1 and learner.iteration == TINY.iterations
+
+
+def cosines(folder, rule):
+    with open(folder / "align.csv") as file:
+        return [float(row["cosine_w_rec"]) for row in csv.DictReader(file) if row["rule"] == rule]
+
+
+def test_a_row_of_align_is_of_the_rule_that_learns(tmp_path):
+    align(TINY, "rflo", ["eprop"], 0, tmp_path, progress=False)
+    task, learner, training = build(TINY, "rflo", 0, TINY.lr)
+    exact, expected = mf.Learner(learner.network, mf.BPTT(), loss=task.loss, update="apply", threads=1), []
+    for iteration in range(TINY.iterations + 1):
+        trials = task.sample(training, TINY.batch)
+        if iteration % TINY.every == 0:
+            found, true = (each.gradient(*trials, mode="offline")["w_rec"] for each in (learner, exact))
+            expected.append(_compare(found, true)[0])
+        learner.fit_trials(*trials)
+    assert cosines(tmp_path, "rflo") == expected
+
+
+def test_a_row_of_align_does_not_depend_on_the_others_and_its_type_means_follow(tmp_path):
+    names = ["rflo", "modprop(refresh=5)", "modprop(refresh=never)"]
+    for folder, passive in (("a", names), ("b", names[::-1])):
+        align(TINY, "bptt", passive, 0, tmp_path / folder, progress=False)
+    for name in names:
+        assert cosines(tmp_path / "a", name) == cosines(tmp_path / "b", name)
+    assert cosines(tmp_path / "a", names[1]) != cosines(tmp_path / "a", names[2])
 
 
 def test_wilson():
@@ -566,15 +613,17 @@ def test_weights_outside_the_mask_count_even_if_memory_ran_out_meanwhile(monkeyp
 
 @pytest.mark.parametrize("chunk", [1, 32])
 @pytest.mark.parametrize("masked", [False, True])
-def test_ctrl_c_in_a_run_leaves_a_learner_that_has_made_it(masked, chunk):
+def test_ctrl_c_in_a_run_is_heard_between_steps_and_leaves_a_learner_that_made_those_before(masked, chunk):
     mask = np.random.default_rng(0).random((300, 300)) < 0.1 if masked else None
     nets = [mf.Network(2, 300, 2, mask=mask, gain=0.5, rng=np.random.default_rng(0)) for _ in range(2)]
     one, other = (mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(1e-4)) for net in nets)
-    xs, targets = draw(40_000)
-    other.run(xs, targets, chunk=chunk)
+    xs, targets = draw(100_000)
     threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         one.run(xs, targets, chunk=chunk)
+    made = chunk * one._engine.updates
+    assert 0 < made < len(xs)
+    other.run(xs[:made], targets[:made], chunk=chunk)
     for each in (one, other):
         each.run(xs[:10], targets[:10])
     assert same_bits(one.network.weights, other.network.weights)
@@ -589,6 +638,7 @@ def test_threads_that_cannot_start_leave_a_learner_that_works(monkeypatch):
     one, other, (xs, targets) = learning(800, threads=3), learning(800, threads=1), draw(40)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start)
+        patched.setattr(learner_module, "_available", lambda: 2)
         with pytest.raises(RuntimeError, match="can't start"):
             one.run(xs[:20], targets[:20])
     for each in (one, other):

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from problems import assert_close, moves, problems
+from problems import FUSED, RULES, assert_close, copied, moves, problems, same_bits, stream, twin
 
 import modprop_fast as mf
-from modprop_fast import core
+from modprop_fast import core, reference
 
 pytestmark = [pytest.mark.filterwarnings("ignore:rho"), pytest.mark.usefixtures("at_once_or_not")]
 
@@ -28,17 +29,6 @@ def one_of(rules):
     return st.sampled_from(sorted(rules)).map(rules.get)
 
 
-RULES = {
-    "e-prop": mf.EProp(),
-    "exact": mf.ModProp(0.25),
-    "mean": mf.ModProp(0.25, factor="mean"),
-    "no self": mf.ModProp(0.25, factor="mean", self_modulation=False),
-    "every third": mf.ModProp(0.25, refresh=3),
-    "never": mf.ModProp(0.25, refresh="never", factor="mean"),
-    "mdgl": mf.MDGL(),
-    "taps": mf.ModProp(0.25, taps=3),
-    "instant": mf.ModProp("instant", refresh=2),
-}
 FOLLOWING = {  # they follow at each reset, and in a stream every PLAN_EVERY steps
     "running": mf.ModProp(0.25, factor="running"),
     "auto": mf.ModProp("auto"),
@@ -61,33 +51,6 @@ every_rule = one_of(RULES | FOLLOWING | STEPWISE | DRAWN)
 accumulated = one_of(RULES | FOLLOWING | CHUNKS | STEPWISE)
 any_rule = one_of(RULES | STEPWISE | DRAWN)
 any_dtype = st.sampled_from(["float32", "float64"])
-
-
-def twin(problem, rule, **kwargs):
-    """A learner on a copy of the problem's network."""
-    net = problem.net
-    other = mf.Network(
-        net.n_in, net.n_rec, net.n_out, types=net.types, activation=net.activation, tau=net.tau, dale=net.sign,
-        mask=None if net.mask is None else net.mask.astype(bool), autapses=net.autapses, bias="b_rec" in net.weights,
-        dtype=net.dtype, init="zeros",
-    )  # fmt: skip
-    for name, w in net.weights.items():
-        other.weights[name][...] = w
-    return mf.Learner(other, rule, loss=problem.loss, rng=np.random.default_rng(0), **kwargs)
-
-
-def same_bits(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-
-
-def stream(problem):
-    """One trial as `step` wants it: xs, a target or None for each step, the same for `run`."""
-    xs, mask = problem.inputs[0], problem.rng.random(len(problem.inputs[0])) < 0.7
-    if problem.loss == "mse":
-        targets = problem.targets[0]
-    else:
-        targets = problem.rng.integers(0, problem.net.n_out, len(xs))
-    return xs, [t if m else None for t, m in zip(targets, mask)], targets, mask
 
 
 @settings(max_examples=60)
@@ -163,7 +126,7 @@ def test_a_stream_accumulates_the_gradient_of_its_trial(problem, rule):
     expected = learner.gradient(problem.inputs[:1], labels[None], mask)
     assume(moves(expected))
     learner.run(problem.inputs[0], labels, mask)
-    scaled = {name: g / mask.sum() for name, g in learner.accumulated.items()}
+    scaled = {name: g / int(mask.sum()) for name, g in learner.accumulated.items()}
     assert_close(scaled, expected, 1e-12 if problem.net.dtype == np.float64 else 1e-5)
 
 
@@ -202,9 +165,6 @@ def test_trials_too_long_to_be_kept_together_go_alone(name, monkeypatch):
     assert same_bits(learner.gradient(inputs, targets, mode="offline"), expected)
     learner.gradient(long, np.concatenate([targets, targets], axis=1), mode="offline")
     assert same_bits(learner.gradient(inputs, targets, mode="offline"), expected)
-
-
-FUSED = [isa for isa in core.available_isas() if isa != "baseline"]  # those that round a product and its sum once
 
 
 @given(problems("float32", activations=("relu", "tanh")))
@@ -295,7 +255,7 @@ def test_a_step_without_error_or_learning_keeps_the_weights_and_the_traces_going
     learners[1].run(xs[:5], targets[:5], learn=False)
     for x in xs[:5]:
         learners[2].step(x)
-    before = {name: w.copy() for name, w in learners[0].network.weights.items()}
+    before = copied(learners[0].network.weights)
     for learner in learners:
         assert same_bits(learner.network.weights, before)
         learner.step(xs[5], targets[5])
@@ -386,9 +346,10 @@ def test_reset_starts_a_trial_anew():
     assert np.array_equal(learner.run(xs, targets), first)
 
 
+@pytest.mark.parametrize("rule", [mf.ModProp, mf.MDGL])
 @pytest.mark.parametrize("refresh, follows", [("update", True), ("never", False)])
-def test_when_the_type_means_follow(refresh, follows):
-    learner = small(mf.ModProp(0.25, refresh=refresh), optimizer=mf.SGD(0.5))
+def test_when_the_type_means_follow(rule, refresh, follows):
+    learner = small(rule(refresh=refresh), optimizer=mf.SGD(0.5))
     before = learner._engine.means
     learner.run(*draw(5))
     learner.fit_trials(draw(5)[0][None], draw(5)[1][None])
@@ -433,26 +394,40 @@ def test_state_and_restore_go_on_to_the_same_bits():
 
 def test_adam_with_everything_against_its_equations():
     """Kingma & Ba 2015, algorithm 1, on one weight at a time, with L2 in the gradient, L1 after, clipping before."""
-    learner = small(optimizer=mf.Adam(0.01, l2=0.1, l1=0.5, clip=0.05, schedule=mf.StepDecay(0.5, 2)))
-    trials = draw(10)[0][None], draw(10)[1][None]
-    weights = {name: w.astype(float) for name, w in learner.network.weights.items()}
+    rng = np.random.default_rng(0)
+    net = mf.Network(2, 9, 2, dale=[1] * 6 + [-1] * 3, activation="tanh", bias=True, dtype="float64", rng=rng)
+    net.b_rec, net.b_out = rng.normal(size=9), rng.normal(size=2)
+    optimizer = mf.Adam(0.01, betas=(0.5, 0.9), eps=0.02, l2=0.1, l1=0.5, clip=0.05, schedule=mf.StepDecay(0.5, 2))
+    learner, trials = mf.Learner(net, optimizer=optimizer), rng.normal(size=(2, 1, 10, 2))
+    weights = copied(net.weights)
     m, s = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     for i in range(4):
-        grads = {name: g.astype(float) for name, g in learner.gradient(*trials).items()}
+        grads = learner.gradient(*trials)
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
         assert norm > 0.05
         learner.fit_trials(*trials)
         for name, w in weights.items():
-            g = grads[name] * 0.05 / norm + (0.1 * w if name != "b_out" else 0)
-            m[name] = 0.9 * m[name] + 0.1 * g
-            s[name] = 0.999 * s[name] + 0.001 * g**2
+            g = grads[name] * 0.05 / norm + (0.1 * w if name.startswith("w_") else 0)
+            m[name] = 0.5 * m[name] + 0.5 * g
+            s[name] = 0.9 * s[name] + 0.1 * g**2
             lr = 0.01 * 0.5 ** (i // 2)
-            w -= lr * (m[name] / (1 - 0.9 ** (i + 1))) / (np.sqrt(s[name] / (1 - 0.999 ** (i + 1))) + 1e-8)
+            w -= lr * (m[name] / (1 - 0.5 ** (i + 1))) / (np.sqrt(s[name] / (1 - 0.9 ** (i + 1))) + 0.02)
             if name in ("w_rec", "w_out"):
                 w[w > 0] -= lr * 0.5
-                w[w * learner.network.sign < 0] = 0
+                w[w * net.sign < 0] = 0
         np.fill_diagonal(weights["w_rec"], 0)
-    assert_close(learner.network.weights, weights, 1e-4)
+    assert_close(net.weights, weights, 1e-12)
+
+
+def test_accuracy_is_the_share_of_the_counted_steps_that_are_right():
+    rng = np.random.default_rng(0)
+    inputs, labels, mask = rng.normal(size=(5, 8, 2)), rng.integers(0, 3, (5, 8)), np.arange(8) < [[3], [8], [1], [5], [2]]
+    learner = mf.Learner(mf.Network(2, 9, 3, rng=rng), loss="cross_entropy")
+    found = learner.evaluate(inputs, labels, mask)
+    right = [found.outputs[b, t].argmax() == labels[b, t] for b in range(5) for t in range(8) if mask[b, t]]
+    assert 0 < found.accuracy == sum(right) / 19 < 1
+    assert learner.evaluate(inputs, labels[:, 7]).accuracy == np.mean(found.outputs[:, 7].argmax(axis=1) == labels[:, 7])
+    assert small().evaluate(inputs, inputs).accuracy is None
 
 
 @pytest.mark.parametrize("size", [1e200, 1e308])
@@ -461,22 +436,17 @@ def test_a_gradient_that_is_not_finite_is_said_once_and_changes_nothing(size):
     net = mf.Network(1, 5, 1, dtype="float64", activation="tanh", rng=np.random.default_rng(0))
     learner = mf.Learner(net, mf.ModProp(0.25), update="apply")
     learner.run(np.full((4, 1), 30.0), np.full((4, 1), size))
-    before = {name: w.copy() for name, w in net.weights.items()}
+    before = copied(net.weights)
     with pytest.raises(FloatingPointError, match="gradient: expected a finite norm"):
         learner.apply()
     assert same_bits(net.weights, before) and not learner.accumulated["w_rec"].diagonal().any()
 
 
-def test_learning_lowers_the_loss():
-    rng = np.random.default_rng(0)
-    net = mf.Network(1, 50, 1, activation="tanh", tau=1.0, rng=rng)
-    learner = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(0.02))
-    x = rng.normal(size=(3000, 1)).astype("float32")
-    losses = []
-    for t in range(2, len(x)):
-        learner.step(x[t], x[t - 2])
-        losses.append(learner.loss)
-    assert np.mean(losses[-300:]) < 0.1  # guessing zero costs 0.5
+def test_the_example_of_the_readme_learns(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    exec(example, {})
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 5 and max(losses) < 0.1  # guessing zero costs 0.5
 
 
 # ---------------------------------------------------------------- stability, threads, memory
@@ -493,6 +463,15 @@ def test_an_unstable_filter_is_named_once():
     assert len(seen) == 1
     k = np.exp(-0.1)
     assert learner.filter_radius == pytest.approx(k + (1 - k) * 20 * 0.5 * 19 / 20, rel=1e-6)
+
+
+def test_the_radius_of_a_filter_without_self_modulation_is_that_of_all_n_by_n():
+    """Of two units that inhibit each other: what tells them apart lasts longer than what they share."""
+    net = mf.Network(1, 2, 1, tau=10.0, dtype="float64", init="zeros")
+    net.w_rec = [[0, -1], [-1, 0]]
+    wb = reference.type_means(net.w_rec, net.types, self_modulation=False)
+    radius = np.abs(np.linalg.eigvals(net.leak * np.eye(2) + (1 - net.leak) * 0.5 * wb)).max()
+    assert mf.Learner(net, mf.ModProp(0.5, factor="mean", self_modulation=False)).filter_radius == pytest.approx(radius)
 
 
 def test_a_filter_that_becomes_unstable_within_a_stream_is_named_once():

@@ -28,9 +28,10 @@
    Threads. A learner serves one thread at a time, any thread; a second one gets MPF_BUSY and does not wait. Different
    learners run at the same time, if they do not share a network. mpf_defaults, mpf_create, mpf_adopt and mpf_destroy
    may be called with or without the GIL and take it for themselves (a thread that has the GIL must not wait for one that is
-   in these). All others never touch Python (but the first step after weights were set where the mask allows none, which takes the
-   GIL): call them without the GIL. While one of them runs, no other thread may use
-   the Learner, or read or write its network's arrays, from Python.
+   in these). All others do not touch Python: call them without the GIL. But the first step after something was done to the
+   weights in Python, which set them where the mask allows none, took hold of an array of them or let go of it, takes the GIL
+   and waits for whoever has it: let go of such arrays before a loop that must not wait. While one of these runs, no other
+   thread may use the Learner, or read or write its network's arrays, from Python.
 
    Lifetime. A learner lives until mpf_destroy, and holds on to its Python objects until then. Its handle may be passed
    on afterwards: every call returns MPF_DESTROYED (which costs less than a kilobyte for each learner, until the process
@@ -61,7 +62,7 @@ extern "C" {
 #define MPF_VALUE 6       /* a value that is not finite, out of its range, or not a setting */
 #define MPF_NAME 7        /* no array of that name or number, or one that cannot be set */
 #define MPF_KIND 8        /* this learner cannot do that: another loss, update, rule or optimizer */
-#define MPF_DIVERGED 9    /* the readout, or the accumulated gradient, is no longer finite; no weight has changed */
+#define MPF_DIVERGED 9    /* the readout, the accumulated gradient or a weight after the update would not be finite; no weight has changed */
 #define MPF_PYTHON 10     /* any other exception, or no interpreter */
 
 typedef struct mpf_learner mpf_learner; /* opaque */
@@ -142,7 +143,7 @@ typedef struct mpf_api {
 
     /* With update "apply": one update of plain gradient descent by what has added up, which starts again from zero.
        MPF_KIND where the learner has another optimizer, or a rule planned anew in Python: call Learner.apply.
-       MPF_DIVERGED where it is not finite: it is dropped, the weights stay. */
+       MPF_DIVERGED where it is not finite: it is dropped; or where a weight would not be: it is kept. The weights stay. */
     int (*mpf_apply)(mpf_learner *mpf_handle);
 
     /* Loss of the last step, or its sum over the last run; 0 without a target. */
