@@ -91,10 +91,11 @@ def align(
         try:
             _look(setting, task, learner, active, training, exact, lookers, rows, descent, tqdm, progress)
         except FloatingPointError as error:
-            at = f"{learner.iteration}: {error}; what was measured before is kept in {out}"
-            raise FloatingPointError(f"{active} diverged at iteration {at}") from error
+            raise FloatingPointError(
+                f"{active} diverged at iteration {learner.iteration}: {error}{_kept(rows, out)}"
+            ) from error
         except KeyboardInterrupt:
-            at = f"{learner.iteration}; what was measured before is kept in {out}"
+            at = f"{learner.iteration}{_kept(rows, out)}"
             raise KeyboardInterrupt(f"interrupted at iteration {at}; the same command starts anew") from None
         finally:
             if rows:
@@ -104,6 +105,10 @@ def align(
                 if descent:
                     write_csv(out / "descent.csv", list(summary[0]), summary)
     return summary
+
+
+def _kept(rows: list[dict[str, Any]], out: Path) -> str:
+    return f"; what was measured before is kept in {out}" if rows else ""
 
 
 def _look(

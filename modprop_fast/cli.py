@@ -298,8 +298,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     with subprocess.Popen([sys.executable, str(script), "--out", str(arguments.out)]) as process:
         try:
             return process.wait()
-        except KeyboardInterrupt:
-            return process.wait()  # which says so
+        except KeyboardInterrupt:  # Ctrl-C has come to it, too, and it says so; SIGTERM has not
+            try:
+                return process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                raise
 
 
 # ------------------------------------------------------------ info

@@ -249,21 +249,25 @@ def compare(
 
 
 @contextmanager
-def run_folder(out: Path, config: str) -> Iterator[None]:
-    """Make the folder `out` with its config.json, and take it away again if nothing else comes into it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"out: expected a folder, got {out} where there is a file") from None
+def run_folder(out: Path, config: str, *, exist_ok: bool = True) -> Iterator[None]:
+    """Make the folder `out` with its config.json; what was made of these is taken away again if nothing else comes into it."""
     path = out / "config.json"
+    new, first = not out.exists(), not path.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=exist_ok)
+    except (FileExistsError, NotADirectoryError):
+        if out.is_dir():
+            raise FileExistsError(f"out: expected a folder that does not exist (or resume), got {out}") from None
+        raise ValueError(f"out: expected a folder, got {out} where there is a file") from None
     write_whole(path, lambda file: file.write(config.encode()))
     try:
         yield
     finally:
-        if list(out.iterdir()) == [path]:
+        if first and list(out.iterdir()) == [path]:
             path.unlink()
             with suppress(OSError):  # it is where the process is
-                out.rmdir()
+                if new:
+                    out.rmdir()
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:
@@ -343,7 +347,7 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
                 if isinstance(result, Exception):  # said when the others that are ready have been kept
                     failed = result
                     continue
-                (out / "runs").mkdir(exist_ok=True)
+                (out / "runs").mkdir(parents=True, exist_ok=True)
                 write_whole(_path(out, *each), lambda file, text=json.dumps(result): file.write(text.encode()))
                 for category, text in said:
                     warnings.warn(f"{each[0]}: {text}", category, stacklevel=2)
@@ -352,7 +356,8 @@ def _runs(setting: Setting, wanted: list[tuple[str, int, float]], out: Path, job
             if failed is not None:
                 raise failed
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; every finished run is kept in {out}, and the same command goes on") from None
+        kept = f"; every finished run is kept in {out}, and the same command goes on" if (out / "runs").exists() else ""
+        raise KeyboardInterrupt(f"interrupted{kept}") from None
     finally:
         for process, _ in running.values():
             process.terminate()

@@ -233,7 +233,8 @@ class Learner:
         FloatingPointError
             If a readout is not finite; the steps before it were made (of a chunk, none), and the next one starts from rest.
         KeyboardInterrupt
-            After Ctrl-C; the steps (chunks) up to then were made, and the next one goes on from there.
+            After Ctrl-C; the steps (chunks) up to then were made, and the next one goes on from there.  (Rules in NumPy may
+            be left within a step: `reset` them.)
         """
         network = self.network
         self._engine.must_stream("run")
@@ -311,6 +312,8 @@ class Learner:
         FloatingPointError
             If the norm of the gradient, or a weight after the update, is not finite; the weights have not changed.  A
             gradient that is itself not finite is dropped.
+        ValueError
+            If a weight array has become read-only; nothing has changed.
         """
         grads = self._accumulated("apply")
         try:
@@ -345,6 +348,8 @@ class Learner:
         ------
         FloatingPointError
             If a readout, the gradient, or a weight after the update is not finite; the weights have not changed.
+        ValueError
+            If an argument does not fit, or a weight array has become read-only; the weights have not changed.
         """
         self._engine.must_be_idle("fit_trials")
         plan = self._plan

@@ -334,7 +334,6 @@ class ModProp(Rule):
         super().__post_init__()
         _exact_steps(self)
         object.__setattr__(self, "horizon", checks.number("horizon", self.horizon, low=1, above=True))
-        self._check_taps()
         if isinstance(self.modulation, str):
             checks.choice("modulation", self.modulation, ("types", "cells"))
         elif not isinstance(self.modulation, LowRank):
@@ -347,6 +346,7 @@ class ModProp(Rule):
                 ) from None
             pair = _frozen("modulation U", u, (None, None)), _frozen("modulation V", v, (None, None))
             object.__setattr__(self, "modulation", pair)
+        self._check_taps()
         self._check_mu()
         checks.choice("factor", self.factor, ("exact", "mean", "running"))
         if self.exact_steps and self.factor != "exact":
@@ -474,7 +474,7 @@ def parse_rule(text: str) -> Rule:
 def _options(rule, text):
     """(name, value) of each option in a text."""
     known = [f.name for f in fields(RULES[rule])]
-    for part in filter(None, map(str.strip, re.split(r",(?![^\[]*\])", text))):  # commas, but for those of a list
+    for part in filter(None, map(str.strip, re.split(r",(?=\s*[\w-]*\s*=)", text))):  # commas, but for those within a value
         key, _, value = map(str.strip, part.partition("="))
         if key in known:
             known.remove(key)

@@ -309,8 +309,6 @@ def train(
     """
     tqdm, plot = extras("train")
     out = Path(out)
-    if out.exists() and not resume:
-        raise FileExistsError(f"out: expected a folder that does not exist (or resume), got {out}")
     run = _Run(config, threads)
     if resume:
         run.restore(out / "checkpoint.npz")
@@ -321,7 +319,7 @@ def train(
 
     often = 0.1 if sys.stderr.isatty() else 10.0  # s: a log file wants fewer lines than a terminal
     shown = {"total": config.iterations, "initial": run.iteration, "unit": "it", "mininterval": often, "disable": not progress}
-    with run_folder(out, config.to_json()), tqdm(**shown) as bar, interrupt_noted() as interrupted:
+    with run_folder(out, config.to_json(), exist_ok=resume), tqdm(**shown) as bar, interrupt_noted() as interrupted:
         try:
             while True:
                 if run.due:

@@ -440,12 +440,13 @@ cdef class Engine(_Arrangement):
         cdef Py_ssize_t first = 0, last, n = len(xs), size = max(chunk, 1)
         cdef double total = 0
         if self.on_plan is None:
-            return self._run(xs, target, label, mask, learn, ys, chunk, 0, pool, threads)
+            return self._run(xs, target, label, mask, learn, ys, chunk, 0, 0, pool, threads)
+        self._count(0)  # what an interrupted run has left due
         while True:  # up to when a plan is due, by whole chunks
             last = min(n, first + -(-(PLAN_EVERY - self.since_plan) // size) * size)
             part = slice(first, last)
             aims = [None if each is None else each[part] for each in (target, label, mask, ys)]
-            total += self._run(xs[part], aims[0], aims[1], aims[2], learn, aims[3], chunk, first, pool, threads)
+            total += self._run(xs[part], aims[0], aims[1], aims[2], learn, aims[3], chunk, first, total, pool, threads)
             self._count(last - first)
             first = last
             if first == n:
@@ -453,11 +454,11 @@ cdef class Engine(_Arrangement):
                 return total
 
     cdef double _run(self, xs, target, label, mask, bint learn, ys, Py_ssize_t chunk, Py_ssize_t first,
-                     pool, int threads) except? -1:
-        """`run`, of a stretch that begins at step `first`."""
+                     double before, pool, int threads) except? -1:
+        """`run`, of a stretch that begins at step `first`; `before`: the loss up to there."""
         cdef bint chunked = chunk > 0 and self.m.online, sparse = False
         cdef Trials trial = _trials(xs, target, label, mask, learn, ys, chunk if chunked else 0)
-        cdef Py_ssize_t some = chunk if chunked else 1  # steps between two looks for Ctrl-C
+        cdef Py_ssize_t some = chunk if chunked else 16  # steps between two looks at the clock
         cdef long long began
         cdef int status = DIVERGED
         cdef unsigned long long fp
@@ -474,18 +475,24 @@ cdef class Engine(_Arrangement):
                 if pool is not None and self.m.deferred and trial.n_steps >= TEAM_STEPS:
                     self._call_team(pool, threads)
                 while trial.begin < trial.n_steps:
-                    trial.end = min(trial.begin + some, trial.n_steps)
                     began = mpf_now()
                     with nogil:
                         fp = mpf_flush()
-                        status = self.kernels.run(&self.m, &trial)
+                        while trial.begin < trial.n_steps and mpf_now() - began < HEARS_EVERY:
+                            trial.end = min(trial.begin + some, trial.n_steps)
+                            status = self.kernels.run(&self.m, &trial)
+                            if status != OK:
+                                break
+                            trial.begin = trial.end
                         mpf_unflush(fp)
                     if status != OK:
                         break
-                    PyErr_CheckSignals()  # Ctrl-C shows here, not where weights are moved
-                    trial.begin = trial.end
-                    if mpf_now() - began < HEARS_EVERY // 2:
-                        some *= 2
+                    try:
+                        PyErr_CheckSignals()  # Ctrl-C shows here, not where weights are moved
+                    except BaseException:
+                        self.m.loss_sum += before
+                        self.since_plan += trial.begin
+                        raise
             finally:
                 self._dismiss_team()
                 if chunked and not self.m.online:

@@ -62,7 +62,7 @@ cdef inline void carry_by(Model *m, Py_ssize_t n_steps, Py_ssize_t r) noexcept n
 
 
 cdef void carry_back(Model *m, Py_ssize_t n_steps) noexcept nogil:
-    """back[n] = K^T lam_{t-n+1}, or m_t at n = 0; back_drive[n] = lam_{t-n+1} d; n = 0 .. n_steps."""
+    """back[n] = K^T lam_{t-n+1} at n = n_steps, and online at all n >= 1; at n = 0 m_t, or 0.  back_drive[n] = lam_{t-n+1} d."""
     if m.rank == 2:  # a constant to the compiler: in small networks it shows
         carry_by(m, n_steps, 2)
     else:
