@@ -517,9 +517,9 @@ class Learner:
     def _follow_weights(self):
         """What the user wrote into W counts for its means too, where these follow every update."""
         if self._plan.refresh_every == 1:
+            self._engine.refresh()
             if self.rule.follows and self._planned_for != self.network._stamp[0]:
                 self._replan()
-            self._engine.refresh()
 
     def _follow_stream(self):
         """A stream that learns has no end at which to follow: a rule that follows does so from time to time."""
@@ -531,8 +531,9 @@ class Learner:
 
     def _replan(self):
         """The rule as it stands for these weights, this mean of h, and modulators that go on from those before."""
-        plan = self.rule.plan(self.network, self._h_mean)
-        self._follow_plan(plan if plan.v is None else plan.continuing(self._plan.v))
+        evolved = self.rule.evolved(self.network, self._h_mean, self._engine.means)
+        plan = replace(self._plan, **evolved)
+        self._follow_plan(plan.continuing(self._plan.v) if "v" in evolved else plan)
 
     def _follow_plan(self, plan):
         self._plan, self._planned_at = plan, self._engine.updates

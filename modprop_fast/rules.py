@@ -104,17 +104,18 @@ class Rule:
         else:
             object.__setattr__(self, "feedback", _frozen("feedback", self.feedback, (None, None)))
 
-    def plan(self, network, h_mean=None) -> Plan:
-        """Check the rule against a network and say what the engine has to do.
-
-        ``h_mean`` (N,) is the running mean of h, for the rules that follow it; before any is known, 1/2.
-        """
+    def plan(self, network) -> Plan:
+        """Check the rule against a network and say what the engine has to do.  What has not been seen yet, the mean of h, is 1/2."""
         raise NotImplementedError
 
     @property
     def follows(self) -> bool:
         """Whether the plan changes with the weights, or with the mean of h."""
         return False
+
+    def evolved(self, network, h_mean, means) -> dict[str, np.ndarray]:
+        """What of the plan follows the weights or the mean of h (N,), by name of `Plan`; ``means`` (C, C) are those of the filter."""
+        return {}
 
     def __eq__(self, other):
         return type(self) is type(other) and all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
@@ -144,7 +145,7 @@ class EProp(Rule):
         super().__post_init__()
         _exact_steps(self)
 
-    def plan(self, network, h_mean=None) -> Plan:
+    def plan(self, network) -> Plan:
         return Plan(exact_steps=self.exact_steps or 0, offline_because=_why_chunks(self))
 
 
@@ -154,7 +155,7 @@ class RFLO(Rule):
 
     feedback: str | np.ndarray = field(default="random", kw_only=True)
 
-    def plan(self, network, h_mean=None) -> Plan:
+    def plan(self, network) -> Plan:
         return Plan()
 
 
@@ -165,7 +166,7 @@ class BPTT(Rule):
     Needs the whole trial, O(T N) memory: for `Learner.gradient` with ``mode="offline"`` and for `Learner.fit_trials`.
     """
 
-    def plan(self, network, h_mean=None) -> Plan:
+    def plan(self, network) -> Plan:
         return Plan(adjoint="bptt", cells=True, offline_because="BPTT needs the whole trial")
 
 
@@ -182,7 +183,7 @@ class TBPTT(Rule):
         super().__post_init__()
         object.__setattr__(self, "horizon", checks.integer("horizon", self.horizon, least=1))
 
-    def plan(self, network, h_mean=None) -> Plan:
+    def plan(self, network) -> Plan:
         why = "TBPTT goes back through recorded steps"
         return Plan(adjoint="bptt", cells=True, horizon=self.horizon, offline_because=why)
 
@@ -194,7 +195,7 @@ class SnAp1(Rule):
     Exact for a diagonal W; without autapses it is e-prop, and streams as such; with them it streams in NumPy.
     """
 
-    def plan(self, network, h_mean=None) -> Plan:
+    def plan(self, network) -> Plan:
         if network.autapses:
             return Plan(adjoint="snap1", cells=True, stepwise="snap1")
         return Plan()
@@ -218,7 +219,7 @@ class RTRL(Rule):
         super().__post_init__()
         object.__setattr__(self, "limit", checks.number("limit", self.limit, low=0, above=True))
 
-    def plan(self, network, h_mean=None) -> Plan:
+    def plan(self, network) -> Plan:
         need = 16 * network.n_rec**2 * (network.n_rec + network.n_in + 1)  # of this step and of the next
         if need > self.limit:
             most = f"{self.limit / 1e9:.3g} GB"
@@ -233,7 +234,7 @@ class UORO(Rule):
     For comparison: in NumPy.  The learner's ``rng`` is its source of signs.
     """
 
-    def plan(self, network, h_mean=None) -> Plan:
+    def plan(self, network) -> Plan:
         return Plan(stepwise="uoro")
 
 
@@ -254,7 +255,7 @@ class MDGL(Rule):
 
     def __post_init__(self):
         super().__post_init__()
-        twin = ModProp(0.0, self.modulation, refresh=self.refresh)
+        twin = self._twin()
         for name in ("modulation", "refresh"):
             object.__setattr__(self, name, getattr(twin, name))
 
@@ -262,9 +263,15 @@ class MDGL(Rule):
     def follows(self) -> bool:
         return isinstance(self.modulation, LowRank)
 
-    def plan(self, network, h_mean=None) -> Plan:
-        twin = ModProp(0.0, self.modulation, refresh=self.refresh).plan(network)
-        return replace(twin, one_tap=True, offline_because="", stepwise="mdgl" if twin.cells else "")
+    def plan(self, network) -> Plan:
+        plan = self._twin().plan(network)
+        return replace(plan, one_tap=True, offline_because="", stepwise="mdgl" if plan.cells else "")
+
+    def evolved(self, network, h_mean, means) -> dict[str, np.ndarray]:
+        return self._twin().evolved(network, h_mean, means)
+
+    def _twin(self):
+        return ModProp(0.0, self.modulation, refresh=self.refresh)
 
 
 @dataclass(frozen=True)
@@ -395,17 +402,22 @@ class ModProp(Rule):
     def follows(self) -> bool:
         return isinstance(self.modulation, LowRank) or _is(self.mu, "auto") or self.factor == "running"
 
-    def plan(self, network, h_mean=None) -> Plan:
-        n_rec = network.n_rec
-        if h_mean is None:
-            h_mean = np.full(n_rec, 0.5)
+    def plan(self, network) -> Plan:
+        n_rec, types = network.n_rec, network.types
+        means = None
+        if _is(self.mu, "auto"):
+            first = np.unique(types, return_index=True)[1]
+            means = type_means(network.w_rec, types)[np.ix_(first, first)]
+        if isinstance(self.modulation, LowRank) and self.modulation.rank > n_rec:
+            raise ValueError(f"modulation: expected a rank of at most n_rec = {n_rec}, got {self.modulation.rank}")
+        evolved = self.evolved(network, np.full(n_rec, 0.5), means)
         shared = {
             "adjoint": self.factor,
             "self_modulation": self.self_modulation,
             "exact_steps": self.exact_steps or 0,
             "refresh_every": {"update": 1, "never": 0}.get(self.refresh, self.refresh),
             "measures_h": _is(self.mu, "auto") or self.factor == "running",
-            "hbar": h_mean if self.factor == "running" else None,
+            "hbar": evolved.get("hbar"),
             "instant": _is(self.mu, "instant"),
             "offline_because": _why_chunks(self),
         }
@@ -417,14 +429,7 @@ class ModProp(Rule):
                 n = network.n_types
                 raise ValueError(f"taps: expected (S, {n}, {n}) numbers, got shape {self.taps.shape}")
         if self.modulation == "types":
-            types, mu = network.types, self.mu
-            if shared["instant"]:
-                mu = 0.0
-            elif isinstance(mu, str):
-                n = np.bincount(types)
-                first = np.unique(types, return_index=True)[1]
-                M = type_means(network.w_rec, types)[np.ix_(first, first)]
-                mu = auto_mu(np.bincount(types, h_mean) / n, M, n, network.leak, self.horizon)
+            mu = 0.0 if shared["instant"] else evolved.get("mu", self.mu)
             mu = np.broadcast_to(_fits("mu", mu, network.n_types, "one per type"), network.n_types)
             return Plan(trace=trace, types=types, mu=mu, **shared)
         mu = np.broadcast_to(_fits("mu", self.mu, n_rec, "one per unit"), n_rec)
@@ -434,9 +439,7 @@ class ModProp(Rule):
             shared["offline_because"] = "ModProp with modulation='cells' streams with factor='mean' only"
             return Plan(cells=True, mu=mu, **shared)
         if isinstance(self.modulation, LowRank):
-            if self.modulation.rank > n_rec:
-                raise ValueError(f"modulation: expected a rank of at most n_rec = {n_rec}, got {self.modulation.rank}")
-            u, v = low_rank(network.w_rec, self.modulation.rank)
+            u, v = evolved["u"], evolved["v"]
         else:
             u, v = self.modulation
             shared["refresh_every"] = 0
@@ -445,6 +448,15 @@ class ModProp(Rule):
                 f"modulation: expected U of shape ({n_rec}, r) and V of shape (r, {n_rec}), got {u.shape} and {v.shape}"
             )
         return Plan(trace=trace, u=u, v=v, mu=mu, **shared)
+
+    def evolved(self, network, h_mean, means) -> dict[str, np.ndarray]:
+        out = {"hbar": h_mean} if self.factor == "running" else {}
+        if _is(self.mu, "auto"):
+            n = np.bincount(network.types)
+            out["mu"] = auto_mu(np.bincount(network.types, h_mean) / n, means, n, network.leak, self.horizon)
+        if isinstance(self.modulation, LowRank):
+            out["u"], out["v"] = low_rank(network.w_rec, self.modulation.rank)
+        return out
 
 
 RULES: dict[str, type[Rule]] = {

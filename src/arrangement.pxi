@@ -21,6 +21,7 @@ cdef class _Arrangement(_Memory):
             a["traces"][place, :, :n] = a["by_source"][:n, 1:, c["place_by_source"]].transpose(2, 1, 0)
         m.deferred, m.counted, m.ahead, m.turned = on, False, False, False  # all that memory may be wanting for is done
         self._bind_places()
+        self._set_factor()
         for name in ("h_past", "local"):
             a[name][...] = 0
         a["h_past"].ravel()[m.t % SLOTS * m.n_places + place] = a["h"]

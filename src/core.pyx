@@ -40,13 +40,14 @@ cdef enum:
     TEAM_FROM = 768  # units, measured with two threads: `exact` is 1.2 times as fast, 1.5 at 2048; `mean` 1.2 and 1.6
     TEAM_STEPS = 8  # fewer are over before the others have come
     HEARS_EVERY = 20000000  # ns: how often, at most, `run` looks whether Ctrl-C has come
+    PLAN_EVERY_N = 1000
     BRIEF = 128  # units up to which a step keeps the GIL if nobody wants it: giving it away takes 0.08 us
 
 cdef enum Heed:  # what may have become of the weights since the last step: learned by others, not as the mask says, held or let go
     THEIRS, UNMASKED, PLACE
 
 MAX_WINDOW = SLOTS - 1
-PLAN_EVERY = 1000  # steps of a stream between plans of a rule that follows the weights or the activity
+PLAN_EVERY = PLAN_EVERY_N  # steps of a stream between plans of a rule that follows the weights or the activity
 # Where an engine that is online keeps the connections that may exist alone: from so many units on, below that density.  Time of a step by
 # that of all N x N by unit, at N = 256, 512, 1024, with 512-bit registers: density 0.1, exact 0.63, 0.35, 0.20; mean 1.15, 0.73, 0.54; e-prop
 # 1.18, 0.72, 0.55; 0.2, exact 0.83, 0.55, 0.39; mean 1.45, 1.05, 0.98; e-prop 1.58, 1.03, 0.93; 0.3, exact 1.00, 0.72, 0.59.  With 256-bit
@@ -367,7 +368,7 @@ cdef class Engine(_Arrangement):
 
     cdef _count(self, Py_ssize_t n_steps):
         self.since_plan += n_steps
-        if self.since_plan >= PLAN_EVERY:
+        if self.since_plan >= PLAN_EVERY_N:
             self.since_plan = 0
             self.on_plan()
 
@@ -443,7 +444,7 @@ cdef class Engine(_Arrangement):
             return self._run(xs, target, label, mask, learn, ys, chunk, 0, 0, pool, threads)
         self._count(0)  # what an interrupted run has left due
         while True:  # up to when a plan is due, by whole chunks
-            last = min(n, first + -(-(PLAN_EVERY - self.since_plan) // size) * size)
+            last = min(n, first + (PLAN_EVERY_N - self.since_plan + size - 1) // size * size)
             part = slice(first, last)
             aims = [None if each is None else each[part] for each in (target, label, mask, ys)]
             total += self._run(xs[part], aims[0], aims[1], aims[2], learn, aims[3], chunk, first, total, pool, threads)

@@ -119,6 +119,23 @@ cdef void filter_from_means(Model *m) noexcept nogil:
         filter_powers(m, SLOTS - 1)
 
 
+cdef void set_factor(Model *m, const double *hbar) noexcept nogil:
+    """What `mean` has in place of h: 1, mu being in the drive, or the mean of h of each unit, (N,)."""
+    cdef Py_ssize_t P = m.n_places, p, c, b, at
+    cdef real factor = 1
+    memset(m.factor_sums, 0, m.rank * sizeof(real))
+    for p in range(m.n_rec):
+        c, at = m.type[p], m.place[p]
+        if hbar != NULL:
+            factor = <real>hbar[p]
+        if m.deferred:
+            m.factor_of[c * P + at] = factor
+        for b in range(0 if m.deferred else m.rank):
+            m.readout[b * P + at] = factor
+        m.factor_by_unit[c * m.stride + p] = factor
+        m.factor_sums[c] += factor
+
+
 cdef void refresh_filter(Model *m) noexcept nogil:
     """M, and all that follows from it, from W as it stands."""
     cdef Py_ssize_t p

@@ -49,8 +49,8 @@ cdef void settle_and_show(Model *m) noexcept nogil:
 
 cdef Kernels kernels
 kernels = Kernels(
-    step, run, run_together, adjoint, assist_in, rest, settle_and_show, settle, descend_by_gradient, refresh_filter, filter_from_means, gather,
-    finite,
+    step, run, run_together, adjoint, assist_in, rest, settle_and_show, settle, descend_by_gradient, refresh_filter, filter_from_means, set_factor,
+    gather, finite,
 )  # fmt: skip
 
 

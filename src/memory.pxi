@@ -343,31 +343,27 @@ cdef class _Memory:
 
     # ------------------------------------------------------------ modulation
 
-    cdef _set_factor(self, factor):
-        c, a = self.constants, self.arrays
-        if self.plan.types is not None:
-            a["readout"][:, c["place"]] = factor
-            a["factor_of"][self.plan.types, c["place_by_source"]] = factor
-            a["factor_by_unit"][self.plan.types, np.arange(self.m.n_rec)] = factor
-            a["factor_sums"][:] = a["factor_of"].sum(axis=1)
-            self.m.counted = False
+    cdef _set_factor(self):
+        """The factor of `mean` and of `running`, of types; where they lie now."""
+        if self.m.type != NULL:
+            self.kernels.set_factor(&self.m, <const double *>address(self.plan.hbar))
 
     def follow(self, plan):
         """Another plan of the same make: the filter, mu or hbar has changed."""
-        flushed(&self.m, self.kernels.settle)
+        flushed(&self.m, self.kernels.write)  # what waits goes through the filter of before
         self.plan = plan
         if plan.types is None:
             self._set_modulation()
         else:  # the means of W are refreshed apart
             self.constants["mu"][:] = plan.mu
-            self._set_factor(1 if plan.hbar is None else plan.hbar)
+            self._set_factor()
             flushed(&self.m, self.kernels.derive)
 
     cdef _set_modulation(self):
         """Types: the constants of the mean matrix.  Low rank: the filter itself, which does not follow W."""
         cdef Model *m = &self.m
         plan, a, c = self.plan, self.arrays, self.constants
-        self._set_factor(1 if plan.hbar is None else plan.hbar)
+        self._set_factor()
         if plan.types is not None:
             c["size"][:] = np.bincount(plan.types, minlength=m.rank)
             c["share"][:] = 1 / c["size"]

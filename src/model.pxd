@@ -300,5 +300,6 @@ ctypedef struct Kernels:
     bint (*descend)(Model *m) noexcept nogil # False: a weight would not be finite; none has changed
     void (*refresh)(Model *m) noexcept nogil
     void (*derive)(Model *m) noexcept nogil
+    void (*set_factor)(Model *m, const double *hbar) noexcept nogil
     bint (*gather)(Model *m) noexcept nogil
     bint (*finite)(const real *values, Py_ssize_t n) noexcept nogil

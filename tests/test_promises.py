@@ -198,8 +198,8 @@ def test_a_filter_decays_if_its_radius_is_below_one(radius):
 def test_weights_that_stand_still_are_not_followed_again(monkeypatch):
     learner = small(mf.ModProp(0.25, mf.LowRank(2)), update="apply")
     trials, plans = tuple(a.reshape(4, 10, 2) for a in draw(40)), []
-    plan = mf.ModProp.plan
-    monkeypatch.setattr(mf.ModProp, "plan", lambda *args: plans.append(args) or plan(*args))
+    evolved = mf.ModProp.evolved
+    monkeypatch.setattr(mf.ModProp, "evolved", lambda *args: plans.append(args) or evolved(*args))
     for _ in range(2):
         learner.gradient(*trials)  # makes engines, which ask for the weights
     plans.clear()
