@@ -7,8 +7,9 @@ updates less often, was checked to compute the same weights (within 1e-3 of thei
 `run` and `chunk` are Learner.run per step, over whole chunks; the rest are the competitors of competitors.py and plain.c,
 called once per step. At small N most of `plain C` is the call through ctypes: `plain C run` is the same loop without it. Columns:
 microseconds over all calls (a tail only where there are calls enough to show it); then this row over Learner.step of the same
-rule, over plain C (where it is `run` or `chunk`, over `plain C run`), and over numba (numba's `exact` for `mean`). Ratios are
-medians over rounds of the ratio of the round's medians.
+rule, over plain C (where it is `run` or `chunk`, over `plain C run`), and over numba (numba's `exact` for `mean` and `running`).
+Ratios are medians over rounds of the ratio of the round's medians. `running` is planned anew at every 1000th step, which a
+median does not show and p99.9 does.
 """
 
 import sys
@@ -38,7 +39,7 @@ def entries(mf, np, n, dtype, xs, targets):
     def network():
         return competitors.network(mf, n, dtype=dtype)
 
-    rules, start = competitors.rules(mf), network().weights
+    rules, start = competitors.rules(mf) | {"running": mf.ModProp(competitors.MU, factor="running")}, network().weights
     out, expected = {}, {}
     for name, rule in rules.items():
         learner = mf.Learner(network(), rule, optimizer=mf.SGD(competitors.LR), threads=1)
@@ -110,11 +111,11 @@ def measure(mf, np, n, dtype, arguments, printed):
         for key, rounds in part.items():
             times.setdefault(key, []).extend(rounds)
     rows = []
-    for rule, who in sorted(table, key=lambda key: ("exact", "mean", "e-prop", "TBPTT(1)").index(key[0])):
+    for rule, who in sorted(table, key=lambda key: ("exact", "mean", "running", "e-prop", "TBPTT(1)").index(key[0])):
         row = {"n_rec": n, "dtype": dtype, "rule": rule, "who": who, **common.summary(times[rule, who])}
         stretch = table[rule, who][1]
         yardsticks = {"step": (rule, OURS), "plain": (rule, "plain C run" if stretch else "plain C")}
-        yardsticks["numba"] = ("exact" if rule == "mean" else rule), "numba"
+        yardsticks["numba"] = ("exact" if rule in ("mean", "running") else rule), "numba"
         row |= {f"over_{name}": common.ratio(times, (rule, who), other) for name, other in yardsticks.items()}
         if stretch:
             row["p99_us"] = row["p999_us"] = row["max_us"] = None
@@ -123,6 +124,7 @@ def measure(mf, np, n, dtype, arguments, printed):
         printed.row(n, dtype, rule, who, *(row.get(name) for name in figures))
     ratios = {
         "mean / e-prop": common.ratio(times, ("mean", OURS), ("e-prop", OURS)),
+        "running / e-prop": common.ratio(times, ("running", OURS), ("e-prop", OURS)),
         "exact / e-prop": common.ratio(times, ("exact", OURS), ("e-prop", OURS)),
         "numba exact / chunk 32 exact": common.ratio(times, ("exact", "numba"), ("exact", "chunk 32")),
         "exact / chunk 32 exact": common.ratio(times, ("exact", OURS), ("exact", "chunk 32")),

@@ -89,11 +89,11 @@ def draw(out):
 
 def _draw_steps(axes, rows):
     """Latency against N; a line ends in its name."""
+    style = {"exact": "-", "mean": "--", "e-prop": ":", "TBPTT(1)": "-."}
     lines = {}
     for row in rows:
-        if row["who"] in COLOURS:
+        if row["who"] in COLOURS and row["rule"] in style:
             lines.setdefault((row["who"], row["rule"]), []).append((row["n_rec"], row["median_us"]))
-    style = {"exact": "-", "mean": "--", "e-prop": ":", "TBPTT(1)": "-."}
     ends = []
     for (who, rule), points in lines.items():
         ours = who == "modprop_fast"

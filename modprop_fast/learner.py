@@ -274,8 +274,8 @@ class Learner:
     def reset(self):
         """Start a trial: state and traces to zero.  With ``refresh="update"`` the type means are taken from W anew."""
         self._engine.must_be_idle("reset")
-        self._measure_stream()
         self._follow_weights()
+        self._measure_stream()
         self._engine.reset()
         self._engine.since_plan = 0
 
@@ -517,9 +517,14 @@ class Learner:
     def _follow_weights(self):
         """What the user wrote into W counts for its means too, where these follow every update."""
         if self._plan.refresh_every == 1:
+            before = self._engine.means
             self._engine.refresh()
             if self.rule.follows and self._planned_for != self.network._stamp[0]:
-                self._replan()
+                try:
+                    self._replan()
+                except FloatingPointError:
+                    self._engine.means = before
+                    raise
 
     def _follow_stream(self):
         """A stream that learns has no end at which to follow: a rule that follows does so from time to time."""

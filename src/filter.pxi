@@ -1,23 +1,8 @@
 # The modulatory matrix and the filter that follows from it.
 
 
-cdef inline void means_by(Model *m, Py_ssize_t r) noexcept nogil:
-    cdef Py_ssize_t a, b
-    for a in range(r):
-        for b in range(r):
-            m.means[a * r + b] = m.type_sums[a * r + b] * (m.type_share[a] * m.type_share[b])
-
-
-cdef void means_of_types(Model *m) noexcept nogil:
-    """M[a, b] = (sum of W over type a x type b) / (n[a] n[b])."""
-    if m.rank == 2:  # a constant to the compiler: in small networks it shows
-        means_by(m, 2)
-    else:
-        means_by(m, m.rank)
-
-
-cdef void means_from_sums(Model *m) noexcept nogil:
-    """M from (r, Q) sums over the rows of each type."""
+cdef void sum_columns(Model *m) noexcept nogil:
+    """Sums of W over pairs of types from those over the rows of each type, (r, Q)."""
     cdef const real *sums = m.column_sums
     cdef Py_ssize_t a, b, r = m.rank
     cdef real *total = m.old
@@ -25,7 +10,6 @@ cdef void means_from_sums(Model *m) noexcept nogil:
         matvec(total, m.membership, sums + a * m.stride, r, m.stride)
         for b in range(r):
             m.type_sums[a * r + b] = total[b]
-    means_of_types(m)
 
 
 cdef inline void multiply(double *out, const double *a, const double *b, Py_ssize_t r) noexcept nogil:
@@ -58,7 +42,13 @@ cdef inline bint decays(double *power, double *scratch, Py_ssize_t r) noexcept n
     return False
 
 
-cdef inline void derive_by(Model *m, Py_ssize_t r) noexcept nogil:
+cdef inline bint two_decay(const double *K) noexcept nogil:
+    """Whether rho(K) < 1, of (2, 2): both eigenvalues lie within the unit circle (Schur, Cohn)."""
+    cdef double trace = K[0] + K[3], det = K[0] * K[3] - K[1] * K[2]
+    return fabs(trace) < 1 + det and det < 1
+
+
+cdef inline void derive_by(Model *m, Py_ssize_t r, bint anew) noexcept nogil:
     cdef real *K = m.K
     cdef Py_ssize_t a, b, i
     cdef real *drive = m.drive
@@ -67,7 +57,10 @@ cdef inline void derive_by(Model *m, Py_ssize_t r) noexcept nogil:
     cdef double take = 1 - m.leak, through, own, power
     for a in range(r):
         for b in range(r):
-            i, through = a * r + b, take * m.means[a * r + b]
+            i = a * r + b
+            if anew:
+                m.means[i] = m.type_sums[i] * (m.type_share[a] * m.type_share[b])
+            through = take * m.means[i]
             drive[b * r + a] = <real>through
             class_drive[b * r + a] = <real>(through * (1 if m.running else m.type_mu[b]))
             power = through * m.type_size[b] * m.type_mu[b]
@@ -79,18 +72,21 @@ cdef inline void derive_by(Model *m, Py_ssize_t r) noexcept nogil:
     m.unstable = False
     if m.one_tap or m.instant or m.trace == TRACE_TAPS:  # the filter ends, or one step's K says nothing of the next
         return
-    m.unstable = not decays(m.power, m.power + r * r, r)
+    m.unstable = not (two_decay(m.power) if r == 2 else decays(m.power, m.power + r * r, r))
     for a in range(r):
         if not fabs(<double>kept[a]) < 1:
             m.unstable = True
 
 
-cdef void derive_filter(Model *m) noexcept nogil:
-    """All that follows from M: K = k I + (1-k) M diag(n mu), the drives, and whether the filter decays."""
+cdef void derive_filter(Model *m, bint anew) noexcept nogil:
+    """All that follows from M: K = k I + (1-k) M diag(n mu), the drives, and whether the filter decays.
+
+    `anew`: first M[a, b] = (sum of W over type a x type b) / (n[a] n[b]) itself.
+    """
     if m.rank == 2:  # a constant to the compiler: in small networks it shows
-        derive_by(m, 2)
+        derive_by(m, 2, anew)
     else:
-        derive_by(m, m.rank)
+        derive_by(m, m.rank, anew)
 
 
 cdef void instant_mu(Model *m, const real *h) noexcept nogil:
@@ -106,17 +102,22 @@ cdef void instant_mu(Model *m, const real *h) noexcept nogil:
 cdef void follow_activity(Model *m) noexcept nogil:
     """The filter of the step to come, by the activity of this one."""
     instant_mu(m, m.h)
-    derive_filter(m)
+    derive_filter(m, False)
 
 
-cdef void filter_from_means(Model *m) noexcept nogil:
+cdef void change_filter(Model *m, bint anew) noexcept nogil:
     """The filter changes between two steps: first complete all that was to go through the old one."""
     settle(m)
     bring_lazy(m)
     if m.type != NULL:
-        derive_filter(m)
+        derive_filter(m, anew)
     if (m.trace == TRACE_EXACT or m.trace == TRACE_TAPS) and not m.follows and not m.fixed_taps:
         filter_powers(m, SLOTS - 1)
+
+
+cdef void filter_from_means(Model *m) noexcept nogil:
+    """M, or mu, has changed."""
+    change_filter(m, False)
 
 
 cdef void set_factor(Model *m, const double *hbar) noexcept nogil:
@@ -142,10 +143,9 @@ cdef void refresh_filter(Model *m) noexcept nogil:
     settle(m)
     if m.deferred and m.turned:
         sum_weights(m)
-        means_of_types(m)
     else:
         memset(m.column_sums, 0, m.rank * m.stride * sizeof(real))
         for p in range(m.n_rec):
             axpy(m.column_sums + m.type[p] * m.stride, <real>1, m.w_rec + p * m.n_rec, m.n_rec)
-        means_from_sums(m)
-    filter_from_means(m)
+        sum_columns(m)
+    change_filter(m, True)

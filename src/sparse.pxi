@@ -236,8 +236,7 @@ cdef void packed_step(Model *m, bint learn, bint refresh) noexcept nogil:
     if refresh:
         for a in range(m.rank * m.rank):
             m.type_sums[a] = fold(sums + a * LINE)
-        means_of_types(m)
-        derive_filter(m)
+        derive_filter(m, True)
     if m.shared and m.unwritten:
         scatter(m)
 

@@ -361,11 +361,10 @@ cdef void add_block(Model *m, Py_ssize_t block, Py_ssize_t n_terms, const real *
 
 # ---------------------------------------------------------------- the `mean` factor
 
-cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *sums, Py_ssize_t r, bint learn, bint follow) noexcept nogil:
+cdef inline void mean_body(Model *m, vec *G, vec *row, vec *sums, Py_ssize_t r, bint learn, bint follow) noexcept nogil:
     """See `mean_traces`; with `sums`, they get what else is `row`.
 
-    `follow`: taken[c, b] (64 bytes each) = lanes of what the error takes from the sum of W over the units of type c and the sources
-    of type b.
+    `follow`: the sums of W over types are to follow: what the error takes from all its entries, a register's worth for each.
     """
     cdef Py_ssize_t of = IN_64_BYTES, n_lines = m.stride // LINE, n = n_lines * of, s = slot(m.t), line, j, a, b, c, at, q = 0
     cdef const vec *before = <const vec *>m.eps + slot(m.t - 1) * n
@@ -385,8 +384,7 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
     cdef vec mod[2]
     cdef vec factor_sum[2]
     cdef vec sum[4 * LANES]
-    cdef vec absent[2 * LANES]
-    cdef vec x, g, total
+    cdef vec x, g, total, own_part = spread(0)
     if r <= 2:
         was = &two[0]
         for a in range(r * r):
@@ -395,10 +393,10 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
             mod[a], factor_sum[a] = spread(modulator[a]), spread(m.factor_sums[a])
     for j in range(4 * of):
         sum[j] = spread(0)
-    for j in range(2 * of):
-        absent[j] = spread(0)
     for line in range(n_lines):
         for j in range(of):
+            if follow:
+                own_part = learned[q] * eps[q]
             for c in range(r):
                 x, total = before[q] if own == NULL else before[q] + own[c * n + q], spread(0)
                 for a in range(r):
@@ -416,29 +414,29 @@ cdef inline void mean_body(vec *taken, const Model *m, vec *G, vec *row, vec *su
                 elif learn:
                     row[at] = total
                 if follow:
-                    x = eps[q]
-                    g = madd(mod[c] * x, factor_sum[c], total)
+                    g = madd(mod[c] * eps[q], factor_sum[c], total)
                     for b in range(r):
-                        sum[(c * r + b) * of + j] = madd(sum[(c * r + b) * of + j], member[b * n + q], g)
-                    if not autapses:  # no synapse is there
-                        absent[c * of + j] = madd(madd(absent[c * of + j], member[at], learned[q] * x), factor[at], total)
+                        x = sum[(c * r + b) * of + j]
+                        if autapses or b != c:
+                            x = madd(x, member[b * n + q], g)
+                        else:  # no synapse of a unit onto itself
+                            x = msub(madd(x, member[at], g - own_part), factor[at], total)
+                        sum[(c * r + b) * of + j] = x
             q += 1
     for c in range(r if follow else 0):
-        for j in range(of):
-            sum[c * (r + 1) * of + j] -= absent[c * of + j]
-    for j in range(r * r * of if follow else 0):
-        taken[j] = sum[j]
+        for b in range(r):
+            m.type_sums[c * r + b] -= fold(<real *>&sum[(c * r + b) * of])
 
 
-cdef void mean_by(vec *taken, const Model *m, vec *G, vec *row, vec *sums, bint learn, bint follow) noexcept nogil:
+cdef void mean_by(Model *m, vec *G, vec *row, vec *sums, bint learn, bint follow) noexcept nogil:
     if m.rank == 2 and follow:
-        mean_body(taken, m, G, row, sums, 2, True, True)
+        mean_body(m, G, row, sums, 2, True, True)
     elif m.rank == 2:
-        mean_body(taken, m, G, row, sums, 2, learn, False)
+        mean_body(m, G, row, sums, 2, learn, False)
     elif m.rank == 1:
-        mean_body(taken, m, G, row, sums, 1, learn, follow)
+        mean_body(m, G, row, sums, 1, learn, follow)
     else:
-        mean_body(taken, m, G, row, sums, m.rank, learn, False)
+        mean_body(m, G, row, sums, m.rank, learn, False)
 
 
 cdef void mean_traces(Model *m, bint learn) noexcept nogil:
@@ -459,12 +457,9 @@ cdef void mean_traces(Model *m, bint learn) noexcept nogil:
     cdef real *own
     cdef real *sums = NULL
     cdef bint free = m.deferred and not constrained(m), follow = learn and free and m.online and m.follows
-    cdef vec taken_from[4 * LANES]
     if learn and (free or not m.online):
         sums, m.summed = m.class_sums, True
-    mean_by(&taken_from[0], m, <vec *>G, <vec *>m.class_rows, <vec *>sums, learn, follow)
-    for c in range(r * r if follow else 0):
-        m.type_sums[c] -= fold(<real *>&taken_from[0] + c * LINE)
+    mean_by(m, <vec *>G, <vec *>m.class_rows, <vec *>sums, learn, follow)
     if m.self_traces != NULL:
         for c in range(r):
             l, own = m.self_traces + c * Q, m.class_eps + (slot(m.t) * r + c) * Q
@@ -636,8 +631,7 @@ cdef void trace_and_learn(Model *m, bint learn) noexcept nogil:
         else:
             write_group(m, due, False)
         if refresh:
-            means_of_types(m)
-            derive_filter(m)
+            derive_filter(m, True)
         if learn and m.updates % STOCK_EVERY == 0:
             m.counted = False
         return
@@ -653,7 +647,7 @@ cdef void trace_and_learn(Model *m, bint learn) noexcept nogil:
     descend_blocks(m, due, n_steps, m.column_sums if refresh else NULL)
     m.ahead = True
     if refresh:
-        means_from_sums(m)
-        derive_filter(m)
+        sum_columns(m)
+        derive_filter(m, True)
         if m.trace == TRACE_TAPS and not m.fixed_taps:
             filter_powers(m, m.n_taps)

@@ -48,12 +48,22 @@ def test_auto_and_running_follow_the_activity_that_was_learned_from(factor, offl
 
 
 def test_auto_keeps_the_filter_from_remembering_longer_than_its_horizon():
-    net, learner, _, _ = make(mf.ModProp("auto", horizon=20.0))
+    net, learner, inputs, targets = make(mf.ModProp("auto", horizon=20.0))
+    learner.run(inputs[0], targets[0])  # some activity is known
     net.w_rec = np.where(net.connections, 1.0, 0.0)  # with mu = 1/2: rho(K) far above 1
     learner.reset()
     assert learner.filter_radius == pytest.approx(0.95, abs=1e-6)
     with pytest.warns(RuntimeWarning, match="rho"):
         mf.Learner(net, mf.ModProp(0.5))
+
+
+def test_auto_shrinks_mu_for_the_means_that_are_in_use():
+    net, learner, inputs, targets = make(mf.ModProp("auto", horizon=20.0, refresh="never"), update="apply")
+    net.w_rec = np.where(net.connections, 1.0, 0.0)
+    learner.run(inputs[0], targets[0])
+    learner.reset()
+    assert np.allclose(learner._plan.mu, [learner._h_mean[net.types == a].mean() for a in (0, 1)])  # as they are: those means are small
+    assert learner.filter_radius < 0.95
 
 
 @pytest.mark.parametrize("rule", [mf.ModProp(0.25, mf.LowRank(3)), mf.MDGL(mf.LowRank(3))], ids=["modprop", "mdgl"])
