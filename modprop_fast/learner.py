@@ -529,28 +529,31 @@ class Learner:
     def _follow_stream(self):
         """A stream that learns has no end at which to follow: a rule that follows does so from time to time."""
         every = self._plan.refresh_every
+        due = bool(every) and (every == 1 or self._engine.updates - self._planned_at >= every)
         if self._plan.measures_h:
-            self._measure_stream()
-        elif every == 1 or every and self._engine.updates - self._planned_at >= every:
+            self._measure_stream(due)
+        elif due:
             self._replan()
 
-    def _replan(self):
-        """The rule as it stands for these weights, this mean of h, and modulators that go on from those before."""
-        evolved = self.rule.evolved(self.network, self._h_mean, self._engine.means)
+    def _replan(self, weights=True):
+        """The rule as it stands for this mean of h and, if `weights`, for these: with modulators that go on from those before."""
+        evolved = self.rule.evolved(self.network, self._h_mean, self._engine.means, weights)
         plan = replace(self._plan, **evolved)
         self._follow_plan(plan.continuing(self._plan.v) if "v" in evolved else plan)
+        if weights:
+            self._planned_at = self._engine.updates
+            self._planned_for = int(self.network._stamp[0])  # since when somebody may have written into them
 
     def _follow_plan(self, plan):
-        self._plan, self._planned_at = plan, self._engine.updates
+        self._plan = plan
         for engine in (self._engine, *self._workers):
-            engine.follow(self._plan)
-        self._planned_for = int(self.network._stamp[0])  # since when somebody may have written into the weights
+            engine.follow(plan)
 
-    def _measure_stream(self):
+    def _measure_stream(self, weights=False):
         if self._plan.measures_h:
-            self._measure([self._engine.take_h()])
+            self._measure([self._engine.take_h()], weights)
 
-    def _measure(self, seen):
+    def _measure(self, seen, weights=False):
         """Let the mean of h follow what was seen, (sum of h, steps) of each trial: first at once, then a tenth of the way."""
         totals, counts = zip(*seen) if seen else ((), ())
         if sum(counts):
@@ -558,7 +561,7 @@ class Learner:
             self._h_batches += 1
             self._h_mean = self._h_mean + (sum(totals) / sum(counts) - self._h_mean) * max(0.1, 1 / self._h_batches)
             try:
-                self._replan()
+                self._replan(weights)
             except FloatingPointError:
                 self._h_mean, self._h_batches = before
                 raise

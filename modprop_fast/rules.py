@@ -113,8 +113,8 @@ class Rule:
         """Whether the plan changes with the weights, or with the mean of h."""
         return False
 
-    def evolved(self, network, h_mean, means) -> dict[str, np.ndarray]:
-        """What of the plan follows the weights or the mean of h (N,), by name of `Plan`; ``means`` (C, C) are those of the filter."""
+    def evolved(self, network, h_mean, means, weights) -> dict[str, np.ndarray]:
+        """What of the plan follows the mean of h (N,), the filter's means of W (C, C) and, if ``weights``, W; by name of `Plan`."""
         return {}
 
     def __eq__(self, other):
@@ -267,8 +267,8 @@ class MDGL(Rule):
         plan = self._twin().plan(network)
         return replace(plan, one_tap=True, offline_because="", stepwise="mdgl" if plan.cells else "")
 
-    def evolved(self, network, h_mean, means) -> dict[str, np.ndarray]:
-        return self._twin().evolved(network, h_mean, means)
+    def evolved(self, network, h_mean, means, weights) -> dict[str, np.ndarray]:
+        return self._twin().evolved(network, h_mean, means, weights)
 
     def _twin(self):
         return ModProp(0.0, self.modulation, refresh=self.refresh)
@@ -301,14 +301,15 @@ class ModProp(Rule):
     modulation : "types", "cells", LowRank(r) or (U, V)
         The modulatory matrix: means of W over pairs of cell types; W itself, offline, or with factor="mean" online
         too, in the eigenvectors of K (in NumPy: N^3 after each update, N^2 a step); its best approximation of rank r, taken
-        anew when mu="auto" is; or the product of U (n_rec, r) and V (r, n_rec), which does not follow W.
+        anew as `refresh` says; or the product of U (n_rec, r) and V (r, n_rec), which does not follow W.
     factor : {"exact", "mean", "running"}
         The postsynaptic factor in the drive of the filter: h[p] (the paper's rule, r N^2 numbers
         of state), mu (what the authors' code computes, r^2 N numbers), or at the same price as mu the
         running mean of h[p], taken anew when mu="auto" is.
     refresh : "update", "never" or int
         When the type means, or the matrices of LowRank, follow W: at every update (LowRank in a stream: every 1000
-        steps), never ("pre-determined" taps), or every so many updates.
+        steps, by an SVD, N^3: "never" where that would miss a deadline), never ("pre-determined" taps), or every so many
+        updates.
     self_modulation : bool
         False zeroes the diagonal of the type-mean matrix, as the authors' code does; with
         ``factor="mean"`` and types only.
@@ -410,7 +411,7 @@ class ModProp(Rule):
             means = type_means(network.w_rec, types)[np.ix_(first, first)]
         if isinstance(self.modulation, LowRank) and self.modulation.rank > n_rec:
             raise ValueError(f"modulation: expected a rank of at most n_rec = {n_rec}, got {self.modulation.rank}")
-        evolved = self.evolved(network, np.full(n_rec, 0.5), means)
+        evolved = self.evolved(network, np.full(n_rec, 0.5), means, True)
         shared = {
             "adjoint": self.factor,
             "self_modulation": self.self_modulation,
@@ -449,12 +450,12 @@ class ModProp(Rule):
             )
         return Plan(trace=trace, u=u, v=v, mu=mu, **shared)
 
-    def evolved(self, network, h_mean, means) -> dict[str, np.ndarray]:
+    def evolved(self, network, h_mean, means, weights) -> dict[str, np.ndarray]:
         out = {"hbar": h_mean} if self.factor == "running" else {}
         if _is(self.mu, "auto"):
             n = np.bincount(network.types)
             out["mu"] = auto_mu(np.bincount(network.types, h_mean) / n, means, n, network.leak, self.horizon)
-        if isinstance(self.modulation, LowRank):
+        if weights and isinstance(self.modulation, LowRank):
             out["u"], out["v"] = low_rank(network.w_rec, self.modulation.rank)
         return out
 

@@ -76,12 +76,17 @@ def test_restore_of_a_rule_that_follows(name, weights_first):
     assert same_bits(one.state(), other.state()) and same_bits(one.network.weights, other.network.weights)
 
 
+@pytest.mark.parametrize("factor", ["exact", "running"])
 @pytest.mark.parametrize("refresh", ["update", 700, 5000, "never"])
-def test_low_rank_follows_a_stream_as_refresh_says(refresh):
-    learner = small(mf.ModProp(0.5, mf.LowRank(1), refresh=refresh), optimizer=mf.SGD(1e-3))
+def test_low_rank_follows_as_refresh_says(refresh, factor):
+    rule = mf.ModProp(0.5, mf.LowRank(1), factor, refresh)
+    learner = small(rule, optimizer=mf.SGD(1e-3))
     before = learner._plan.u.copy()
     learner.run(*draw(1500))
     assert np.array_equal(learner._plan.u, before) == (refresh in (5000, "never"))
+    learner = small(rule, optimizer=mf.SGD(1e-3), update="apply")
+    learner.fit_trials(*(a[None] for a in draw(20)))
+    assert np.array_equal(learner._plan.u, before) == (refresh != "update")
 
 
 def test_restore_rng():
