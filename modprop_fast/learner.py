@@ -522,7 +522,7 @@ class Learner:
             if self.rule.follows and self._planned_for != self.network._stamp[0]:
                 try:
                     self._replan()
-                except FloatingPointError:
+                except BaseException:
                     self._engine.means = before
                     raise
 
@@ -536,13 +536,14 @@ class Learner:
             self._replan()
 
     def _replan(self, weights=True):
-        """The rule as it stands for this mean of h and, if `weights`, for these: with modulators that go on from those before."""
+        """The rule as it stands for this mean of h and, if `weights`, for these; its modulators go on from those before."""
         evolved = self.rule.evolved(self.network, self._h_mean, self._engine.means, weights)
         plan = replace(self._plan, **evolved)
         self._follow_plan(plan.continuing(self._plan.v) if "v" in evolved else plan)
         if weights:
             self._planned_at = self._engine.updates
-            self._planned_for = int(self.network._stamp[0])  # since when somebody may have written into them
+            # since when somebody may have written into them: at any time, where one holds an array
+            self._planned_for = -1 if self._engine.held else int(self.network._stamp[0])
 
     def _follow_plan(self, plan):
         self._plan = plan

@@ -44,7 +44,7 @@ class Plan:
     instant: bool = False
     exact_steps: int = 0  # length of the chunks that are exact, 0: none
     horizon: int = 0  # of truncated BPTT, 0: not truncated
-    measures_h: bool = False  # the learner hands the mean of h to the next plan
+    measures_h: bool = False  # the mean of h is one of the things that it follows, see `Rule.evolved`
     taps: np.ndarray | None = None  # (S, C, C) filter, or (S,) zeros: the first S of the recursion
     stepwise: str = ""  # online it is this one of `influence`, in NumPy: slow
 
@@ -105,7 +105,7 @@ class Rule:
             object.__setattr__(self, "feedback", _frozen("feedback", self.feedback, (None, None)))
 
     def plan(self, network) -> Plan:
-        """Check the rule against a network and say what the engine has to do.  What has not been seen yet, the mean of h, is 1/2."""
+        """Check the rule against a network and say what the engine has to do; the mean of h, not yet seen, is 1/2."""
         raise NotImplementedError
 
     @property
@@ -114,7 +114,7 @@ class Rule:
         return False
 
     def evolved(self, network, h_mean, means, weights) -> dict[str, np.ndarray]:
-        """What of the plan follows the mean of h (N,), the filter's means of W (C, C) and, if ``weights``, W; by name of `Plan`."""
+        """What of the plan, by name, follows the mean of h (N,), the filter's means of W (C, C) and, if ``weights``, W."""
         return {}
 
     def __eq__(self, other):
@@ -295,8 +295,8 @@ class ModProp(Rule):
     ----------
     mu : float, (n_types,) or, with (U, V), LowRank or "cells", (n_rec,) array, in [0, 1]; "auto" or "instant"
         Stands for the mean derivative of the activation.  "auto": the running mean of h over each type, made
-        smaller where the filter would not forget within `horizon` steps; taken anew at every update by
-        `apply` or `fit_trials`, and at every `reset`.
+        smaller where the filter, with the type means that it has, would not forget within `horizon` steps; taken
+        anew at every update by `apply` or `fit_trials`, and at every `reset`.
         "instant": the mean of h over each type at every step; with factor="exact".  Both with types only.
     modulation : "types", "cells", LowRank(r) or (U, V)
         The modulatory matrix: means of W over pairs of cell types; W itself, offline, or with factor="mean" online

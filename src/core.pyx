@@ -416,6 +416,11 @@ cdef class Engine(_Arrangement):
         return (not MPF_COUNTS_TELL or Py_REFCNT(self.w_rec) > 1 or Py_REFCNT(self.w_in) > 1
                 or (self.b_rec != NULL and Py_REFCNT(self.b_rec) > 1) or Py_REFCNT(self.block) > self.n_weights)
 
+    @property
+    def held(self) -> bool:
+        """Whether somebody holds an array of the weights, and may write into it at any time."""
+        return self._held()
+
     def forget_ahead(self):
         """Somebody has written into W by an address that the reference counts do not show."""
         if self.m.unwritten:

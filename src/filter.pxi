@@ -43,9 +43,9 @@ cdef inline bint decays(double *power, double *scratch, Py_ssize_t r) noexcept n
 
 
 cdef inline bint two_decay(const double *K) noexcept nogil:
-    """Whether rho(K) < 1, of (2, 2): both eigenvalues lie within the unit circle (Schur, Cohn)."""
-    cdef double trace = K[0] + K[3], det = K[0] * K[3] - K[1] * K[2]
-    return fabs(trace) < 1 + det and det < 1
+    """Whether rho(K) < 1, of (2, 2): |trace| < 1 + det and det < 1 (Schur, Cohn), so written that nothing cancels near 1."""
+    cdef double across = K[1] * K[2]
+    return (1 - K[0]) * (1 - K[3]) > across and (1 + K[0]) * (1 + K[3]) > across and K[0] * K[3] - across < 1
 
 
 cdef inline void derive_by(Model *m, Py_ssize_t r, bint anew) noexcept nogil:

@@ -148,7 +148,7 @@ ctypedef struct Model:
     Py_ssize_t n_taps         # of TRACE_TAPS: the filter ends there, and what it reads are the rings
     bint fixed_taps           # they are the user's, not powers of K
     bint one_tap              # MDGL: the filter forgets at once, K = 0
-    real *factor_of           # (r, P) the factor of units of each type, 0 for others; by source
+    real *factor_of           # (r, P) the factor of units of each type, 0 for others; where weights lie by source
     real *factor_by_unit      # (r, Q) the same, and 0 for sources that are not units
     real *factor_sums         # (r,) over the units of each type
     bint running              # hbar
@@ -159,7 +159,7 @@ ctypedef struct Model:
     real *K                   # (r, r) filter of the traces
     real *drive               # (D, r) (1-k) V[a, p]
     real *class_drive         # (r, r) drive of each class of the `mean` factor
-    real *readout             # (r, P) what each class row of the `mean` factor counts for: of types 1 (class_drive holds mu), or hbar; mu[p] V[c, p]
+    real *readout             # (r, P) what each class row of the `mean` factor counts for: of types 1 (class_drive holds mu), or hbar, where they lie by unit; mu[p] V[c, p]
     real *self_drive          # (2, r) kept part and drive of the self term l, see `mean_traces`
 
     # state

@@ -215,6 +215,18 @@ def test_weights_that_stand_still_are_not_followed_again(monkeypatch):
     assert len(plans) == 1
 
 
+@pytest.mark.parametrize("rule", [mf.ModProp("auto", horizon=20.0), mf.ModProp(0.25, mf.LowRank(2))], ids=["auto", "low rank"])
+def test_what_was_written_through_an_array_that_somebody_holds_is_followed(rule):
+    learner = small(rule, update="apply")
+    held = learner.network.w_rec
+    learner.reset()  # a plan, and after it nobody asks for the weights
+    held *= 30
+    del held
+    learner.reset()
+    fresh = mf.Learner(learner.network, rule, update="apply")
+    assert learner.filter_radius == pytest.approx(fresh.filter_radius, rel=1e-5)
+
+
 def test_a_state_that_does_not_fit_changes_nothing():
     learner = small(mf.UORO(), update="apply", rng=np.random.default_rng(0))
     for state, error in (({"rng": np.array("{")}, "state: rng: expected the state of a PCG64"), ({"iteration": 1.5}, "iteration: expected an integer")):
