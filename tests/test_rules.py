@@ -57,6 +57,14 @@ def test_auto_keeps_the_filter_from_remembering_longer_than_its_horizon():
         mf.Learner(net, mf.ModProp(0.5))
 
 
+@pytest.mark.parametrize("types", [[0] * 20, [0, 1] * 10, [0, 1, 2, 1] * 5])
+def test_a_filter_that_all_but_keeps_everything_is_no_reason_to_warn(types):
+    net = mf.Network(1, 20, 1, types=types, tau=1e8, dtype="float64", rng=np.random.default_rng(1))
+    learner = mf.Learner(net, mf.ModProp(0.25), optimizer=mf.SGD(1e-6))
+    assert 1e-9 < 1 - learner.filter_radius < 1e-7
+    learner.run(np.ones((50, 1)), np.ones((50, 1)))  # a warning would be an error
+
+
 def test_auto_shrinks_mu_for_the_means_that_are_in_use():
     net, learner, inputs, targets = make(mf.ModProp("auto", horizon=20.0, refresh="never"), update="apply")
     net.w_rec = np.where(net.connections, 1.0, 0.0)
