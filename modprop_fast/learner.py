@@ -534,6 +534,7 @@ class Learner:
             self._measure_stream(due)
         elif due:
             self._replan()
+        self._planned_for = -1  # for the filter's means: W may have been written into since
 
     def _replan(self, weights=True):
         """The rule as it stands for this mean of h and, if `weights`, for these; its modulators go on from those before."""

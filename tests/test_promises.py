@@ -227,6 +227,15 @@ def test_what_was_written_through_an_array_that_somebody_holds_is_followed(rule)
     assert learner.filter_radius == pytest.approx(fresh.filter_radius, rel=1e-5)
 
 
+def test_a_plan_in_a_stream_does_not_hide_what_was_written_before():
+    learner = small(mf.ModProp("auto", horizon=100.0))
+    learner.network.w_rec *= 30
+    learner.run(draw(core.PLAN_EVERY)[0])  # teaches nothing; its end is a plan, for the filter of then
+    assert learner.filter_radius < 0.98
+    learner.reset()
+    assert learner.filter_radius == pytest.approx(0.99, rel=1e-5)
+
+
 def test_a_state_that_does_not_fit_changes_nothing():
     learner = small(mf.UORO(), update="apply", rng=np.random.default_rng(0))
     for state, error in (({"rng": np.array("{")}, "state: rng: expected the state of a PCG64"), ({"iteration": 1.5}, "iteration: expected an integer")):
