@@ -73,6 +73,9 @@ class Engine:
         sparse: bool = True,
         on_unstable: Callable[[], object] | None = None,
         on_plan: Callable[[], object] | None = None,
+        h_mean: NDArray[np.float64] | None = None,
+        h_batches: NDArray[np.int64] | None = None,
+        follows_h: bool = False,
     ) -> None: ...
     @property
     def arrays(self) -> dict[str, _Floats]: ...

@@ -98,7 +98,7 @@ class Learner:
         self.iteration = 0  # updates made by apply and fit_trials
         self._plan = rule.plan(network)
         self._planned_for, self._planned_at = -1, 0
-        self._h_mean, self._h_batches = np.full(network.n_rec, 0.5), 0  # of the rules that follow it
+        self._h_mean, self._h_batches = np.full(network.n_rec, 0.5), np.zeros(1, np.int64)  # of the rules that follow it
         self._feedback = _feedback(rule.feedback, network, rng)
         self._rng = checks.generator("rng", rng) if self._plan.stepwise == "uoro" else None
         self._optimizer_state = optimizer.start(network.weights)
@@ -174,8 +174,12 @@ class Learner:
         how = {"online": online, "lr": self.optimizer.lr, "on_unstable": lambda: (known := warn()) and known()}
         if self._plan.stepwise:
             return Stepwise(self.network, self._plan, self.loss_name, self._feedback, rng=self._rng, **how)
-        on_plan = self._follow_stream if online and self.rule.follows else None
-        return Engine(self.network, self._plan, self.loss_name, self._feedback, on_plan=on_plan, **how)
+        plan = self._plan
+        follows_h = online and plan.running and plan.types is not None and not isinstance(self.rule.mu, str)  # and nothing else
+        if online and self.rule.follows and not follows_h:
+            how["on_plan"] = self._follow_stream
+        how |= {"h_mean": self._h_mean, "h_batches": self._h_batches, "follows_h": follows_h}
+        return Engine(self.network, plan, self.loss_name, self._feedback, **how)
 
     # ------------------------------------------------------------ streaming
 
@@ -422,13 +426,15 @@ class Learner:
         self._follow_weights()
 
         def new():
-            engine = Engine(self.network, self._plan, self.loss_name, self._feedback)
+            engine = Engine(self.network, self._plan, self.loss_name, self._feedback, h_mean=self._h_mean)
             engine.means = self._engine.means
             return engine
 
         for worker in self._workers:
             worker.reset()  # its trial is over: no traces that the filter of then has to bring up to date
             worker.means = self._engine.means
+            if self.rule.follows:
+                worker.follow(self._plan)
             worker.take_h()
         loss, total, seen = 0.0, None, []
         mode = "offline" if offline else "online"
@@ -536,10 +542,12 @@ class Learner:
             self._replan()
         self._planned_for = -1  # for the filter's means: W may have been written into since
 
-    def _replan(self, weights=True):
+    def _replan(self, weights=True, h_mean=None):
         """The rule as it stands for this mean of h and, if `weights`, for these; its modulators go on from those before."""
-        evolved = self.rule.evolved(self.network, self._h_mean, self._engine.means, weights)
+        h_mean = self._h_mean if h_mean is None else h_mean
+        evolved = self.rule.evolved(self.network, h_mean, self._engine.means, weights)
         plan = replace(self._plan, **evolved)
+        self._h_mean[...] = h_mean
         self._follow_plan(plan.continuing(self._plan.v) if "v" in evolved else plan)
         if weights:
             self._planned_at = self._engine.updates
@@ -548,8 +556,7 @@ class Learner:
 
     def _follow_plan(self, plan):
         self._plan = plan
-        for engine in (self._engine, *self._workers):
-            engine.follow(plan)
+        self._engine.follow(plan)  # those of trials when these come
 
     def _measure_stream(self, weights=False):
         if self._plan.measures_h:
@@ -559,14 +566,10 @@ class Learner:
         """Let the mean of h follow what was seen, (sum of h, steps) of each trial: first at once, then a tenth of the way."""
         totals, counts = zip(*seen) if seen else ((), ())
         if sum(counts):
-            before = self._h_mean, self._h_batches
-            self._h_batches += 1
-            self._h_mean = self._h_mean + (sum(totals) / sum(counts) - self._h_mean) * max(0.1, 1 / self._h_batches)
-            try:
-                self._replan(weights)
-            except FloatingPointError:
-                self._h_mean, self._h_batches = before
-                raise
+            batches = self._h_batches[0] + 1
+            mean = self._h_mean + (sum(totals) / sum(counts) - self._h_mean) * max(0.1, 1 / batches)
+            self._replan(weights, mean)
+            self._h_batches[0] = batches
 
     # ------------------------------------------------------------ filter
 
@@ -618,6 +621,7 @@ class Learner:
         self.__dict__.update(state)
         # what comes may be read-only, as memory that processes share is
         self._feedback = None if self._feedback is None else self._feedback.copy()
+        self._h_mean, self._h_batches = self._h_mean.copy(), self._h_batches.copy()
         self._optimizer_state = {name: array.copy() for name, array in self._optimizer_state.items()}
         self._bind(self._new_engine(self.update == "step"))
         self._engine.take_over(state["_engine"])
@@ -633,7 +637,7 @@ class Learner:
         if self._rng is not None:
             out["rng"] = np.array(json.dumps(self._rng.bit_generator.state, default=np.ndarray.tolist))
         if self._plan.measures_h:
-            out |= {"h_mean": self._h_mean.copy(), "h_batches": np.array(self._h_batches)}
+            out |= {"h_mean": self._h_mean.copy(), "h_batches": np.array(self._h_batches[0])}
         if self.rule.follows:
             out |= {f"plan.{name}": array.copy() for name, array in self._plan.evolving().items()}
             out["planned_at"] = np.array(self._planned_at)
@@ -668,7 +672,7 @@ class Learner:
                 raise ValueError(f"state: rng: expected the state of a {kind}, got {given['rng']!s:.40} ({error})") from None
         self.iteration, self._engine.updates = counts["iteration"], counts["updates"]
         if self._plan.measures_h:
-            self._h_mean, self._h_batches = state["h_mean"].copy(), counts["h_batches"]
+            self._h_mean[...], self._h_batches[0] = state["h_mean"], counts["h_batches"]
         if self.rule.follows:
             self._follow_plan(replace(self._plan, **{name: state[f"plan.{name}"].copy() for name in self._plan.evolving()}))
             self._planned_for, self._planned_at = -1, counts["planned_at"]

@@ -40,7 +40,7 @@ class Plan:
     refresh_every: int = 0
     offline_because: str = ""
     one_tap: bool = False  # the filter forgets at once
-    hbar: np.ndarray | None = None  # (N,) of the running factor
+    running: bool = False  # the factor is the running mean of h, which is the learner's
     instant: bool = False
     exact_steps: int = 0  # length of the chunks that are exact, 0: none
     horizon: int = 0  # of truncated BPTT, 0: not truncated
@@ -61,8 +61,8 @@ class Plan:
         return self.adjoint != "none"
 
     def evolving(self) -> dict[str, np.ndarray]:
-        """What follows the weights or the mean of h, by name."""
-        return {name: array for name in ("mu", "hbar", "u", "v") if (array := getattr(self, name)) is not None}
+        """What may follow the weights or the mean of h, by name."""
+        return {name: array for name in ("mu", "u", "v") if (array := getattr(self, name)) is not None}
 
     def continuing(self, v) -> Plan:
         """The same plan with its modulators in the order and with the signs of ``v`` (r, N), those of a plan before it.
@@ -418,7 +418,7 @@ class ModProp(Rule):
             "exact_steps": self.exact_steps or 0,
             "refresh_every": {"update": 1, "never": 0}.get(self.refresh, self.refresh),
             "measures_h": _is(self.mu, "auto") or self.factor == "running",
-            "hbar": evolved.get("hbar"),
+            "running": self.factor == "running",
             "instant": _is(self.mu, "instant"),
             "offline_because": _why_chunks(self),
         }
@@ -451,7 +451,7 @@ class ModProp(Rule):
         return Plan(trace=trace, u=u, v=v, mu=mu, **shared)
 
     def evolved(self, network, h_mean, means, weights) -> dict[str, np.ndarray]:
-        out = {"hbar": h_mean} if self.factor == "running" else {}
+        out = {}
         if _is(self.mu, "auto"):
             n = np.bincount(network.types)
             out["mu"] = auto_mu(np.bincount(network.types, h_mean) / n, means, n, network.leak, self.horizon)

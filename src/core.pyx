@@ -110,6 +110,10 @@ cdef class Engine(_Arrangement):
         Called after a step that left the filter with rho(K) >= 1.
     on_plan : callable, optional
         Called in a stream after every PLAN_EVERY steps: time for another plan.
+    h_mean, h_batches : (n_rec,) float64 and (1,) int64 arrays, optional
+        The running mean of h, of so many stretches of a stream or batches, for ``plan.running``: the learner's own; default 1/2.
+    follows_h : bool
+        After every PLAN_EVERY steps of a stream `h_mean` follows what they showed, and the filter follows it: no other plan is needed.
     """
 
     cdef Team team
@@ -132,21 +136,25 @@ cdef class Engine(_Arrangement):
     cdef readonly object y  # (n_out,) readout of the last step, overwritten by the next
     cdef object given, given_before  # what the last two steps returned
     cdef int given_flags
-    cdef object on_unstable, on_plan
+    cdef object on_unstable, on_plan, h_batches
+    cdef bint follows_h
     cdef object recorded  # arrays of `_record`, for the next trial too
     cdef public Py_ssize_t since_plan  # steps
 
     GRADIENT = ("grad", "grad_w_out", "grad_b_out")
 
     def __init__(self, network, plan, loss, feedback=None, *, bint online=False, double lr=0.0, bint sparse=True, on_unstable=None,
-                 on_plan=None):
+                 on_plan=None, h_mean=None, h_batches=None, bint follows_h=False):
         cdef Model *m = &self.m
         cdef bint double_precision = network.dtype == np.float64
         cdef size_t kernels = import_module(f"modprop_fast._kernels_{isa()}_{'f64' if double_precision else 'f32'}").table()
         super().__init__(network, plan, loss, feedback, online, lr, sparse)
         self.kernels = <const Kernels *>kernels
         self.format, self.type_number = b"d" if double_precision else b"f", network.dtype.num
-        self.on_unstable, self.on_plan = on_unstable, on_plan
+        self.on_unstable, self.on_plan, self.follows_h = on_unstable, on_plan, follows_h
+        self.h_mean = np.full(network.n_rec, 0.5) if h_mean is None else h_mean
+        self.h_batches = np.zeros(1, np.int64) if h_batches is None else h_batches
+        m.h_mean, m.h_batches = <double *>address(self.h_mean), <long long *>address(self.h_batches)
         self.streams = not plan.offline_because
         self.latency, self.y = Latency(), self.arrays["y"]
         self._watch_weights()
@@ -334,7 +342,7 @@ cdef class Engine(_Arrangement):
             raise FloatingPointError(f"step: expected a finite readout, got {self.y}; the weights were left as they were, the next step starts from rest")
         if self.m.unstable and self.on_unstable is not None:
             self.on_unstable()
-        if self.on_plan is not None:
+        if self.follows_h or self.on_plan is not None:
             self._count(1)
         y = self._answer()
         if self.latency.on:
@@ -370,7 +378,10 @@ cdef class Engine(_Arrangement):
         self.since_plan += n_steps
         if self.since_plan >= PLAN_EVERY_N:
             self.since_plan = 0
-            self.on_plan()
+            if self.follows_h:
+                self._briefly(self.kernels.follow_h)  # while another thread runs it: next time
+            else:
+                self.on_plan()
 
     cdef inline int _notice(self) except -1:
         if not self._notice_writes(False):
@@ -445,7 +456,7 @@ cdef class Engine(_Arrangement):
         """
         cdef Py_ssize_t first = 0, last, n = len(xs), size = max(chunk, 1)
         cdef double total = 0
-        if self.on_plan is None:
+        if not self.follows_h and self.on_plan is None:
             return self._run(xs, target, label, mask, learn, ys, chunk, 0, 0, pool, threads)
         self._count(0)  # what an interrupted run has left due
         while True:  # up to when a plan is due, by whole chunks
@@ -557,7 +568,7 @@ cdef class Engine(_Arrangement):
             }, self.network.dtype)  # fmt: skip
         room = self.recorded
         room["mu"][:] = plan.mu_of_units(N)
-        room["hbar"][:] = 0 if plan.hbar is None else plan.hbar
+        room["hbar"][:] = self.h_mean if plan.running else 0
         rec.pre, rec.eps, rec.h, rec.signal = _real(room["pre"]), _real(room["eps"]), _real(room["h"]), _real(room["signal"])
         rec.rows = _real(room["rows"]) if plan.horizon else rec.signal
         rec.exact_rows, rec.d, how.mu, how.hbar = _real(room["exact_rows"]), _real(room["d"]), _real(room["mu"]), _real(room["hbar"])

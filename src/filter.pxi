@@ -120,21 +120,37 @@ cdef void filter_from_means(Model *m) noexcept nogil:
     change_filter(m, False)
 
 
-cdef void set_factor(Model *m, const double *hbar) noexcept nogil:
-    """What `mean` has in place of h: 1, mu being in the drive, or the mean of h of each unit, (N,)."""
+cdef void set_factor(Model *m) noexcept nogil:
+    """What `mean` has in place of h: 1, mu being in the drive, or the running mean of h."""
     cdef Py_ssize_t P = m.n_places, p, c, b, at
     cdef real factor = 1
     memset(m.factor_sums, 0, m.rank * sizeof(real))
     for p in range(m.n_rec):
         c, at = m.type[p], m.place[p]
-        if hbar != NULL:
-            factor = <real>hbar[p]
+        if m.running:
+            factor = <real>m.h_mean[p]
         if m.deferred:
             m.factor_of[c * P + at] = factor
         for b in range(0 if m.deferred else m.rank):
             m.readout[b * P + at] = factor
         m.factor_by_unit[c * m.stride + p] = factor
         m.factor_sums[c] += factor
+
+
+cdef void follow_h(Model *m) noexcept nogil:
+    """The running mean of h follows what the stream has shown since, as `Learner._measure` says, and the factor follows it."""
+    cdef Py_ssize_t p
+    cdef double rate
+    if m.h_count == 0:
+        return
+    settle(m)
+    m.h_batches[0] += 1
+    rate = max(0.1, 1 / <double>m.h_batches[0])
+    for p in range(m.n_rec):
+        m.h_mean[p] += (m.h_sum[p] / <double>m.h_count - m.h_mean[p]) * rate
+        m.h_sum[p] = 0
+    m.h_count = 0
+    set_factor(m)
 
 
 cdef void refresh_filter(Model *m) noexcept nogil:

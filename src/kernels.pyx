@@ -50,7 +50,7 @@ cdef void settle_and_show(Model *m) noexcept nogil:
 cdef Kernels kernels
 kernels = Kernels(
     step, run, run_together, adjoint, assist_in, rest, settle_and_show, settle, descend_by_gradient, refresh_filter, filter_from_means, set_factor,
-    gather, finite,
+    follow_h, gather, finite,
 )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ cdef class _Memory:
 
     cdef Model m
     cdef const Kernels *kernels
-    cdef object network, plan, feedback, sign
+    cdef object network, plan, feedback, sign, h_mean
     cdef readonly dict arrays  # state, scratch and gradient by name
     cdef dict constants  # of other dtypes
 
@@ -114,7 +114,7 @@ cdef class _Memory:
         m.trace = {"none": TRACE_NONE, "exact": TRACE_EXACT, "mean": TRACE_MEAN, "taps": TRACE_TAPS}[plan.trace]
         m.online, m.autapses = online, network.autapses
         m.self_modulation, m.refresh_every, m.instant = plan.self_modulation, plan.refresh_every, plan.instant
-        m.one_tap, m.running = plan.one_tap, plan.hbar is not None
+        m.one_tap, m.running = plan.one_tap, plan.running
         m.follows = plan.instant or (online and plan.types is not None and plan.refresh_every > 0 and plan.taps is None)
         m.leak, m.lr, m.scale = network.leak, lr, 1.0
 
@@ -346,10 +346,10 @@ cdef class _Memory:
     cdef _set_factor(self):
         """The factor of `mean` and of `running`, of types; where they lie now."""
         if self.m.type != NULL:
-            self.kernels.set_factor(&self.m, <const double *>address(self.plan.hbar))
+            self.kernels.set_factor(&self.m)
 
     def follow(self, plan):
-        """Another plan of the same make: the filter, mu or hbar has changed."""
+        """Another plan of the same make, or another mean of h."""
         flushed(&self.m, self.kernels.write)  # what waits goes through the filter of before
         self.plan = plan
         if plan.types is None:
@@ -379,7 +379,7 @@ cdef class _Memory:
             a["K"][:] = 0 if plan.one_tap else k * np.eye(m.rank) + (1 - k) * (V * mu) @ plan.u
             a["drive"][c["place"]] = (1 - k) * V.T
             a["class_drive"][:] = (1 - k) * np.eye(m.rank)
-            a["readout"][:, c["place"]] = V * (mu if plan.hbar is None else plan.hbar)
+            a["readout"][:, c["place"]] = V * (self.h_mean if plan.running else mu)
             flushed(m, self.kernels.derive)
 
     def take_h(self):

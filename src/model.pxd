@@ -151,7 +151,7 @@ ctypedef struct Model:
     real *factor_of           # (r, P) the factor of units of each type, 0 for others; where weights lie by source
     real *factor_by_unit      # (r, Q) the same, and 0 for sources that are not units
     real *factor_sums         # (r,) over the units of each type
-    bint running              # hbar
+    bint running              # it is h_mean
     bint self_modulation      # False: the type-mean matrix expanded to (N, N) has its diagonal zeroed
     real *column_sums         # (r, Q) sum of W[p, :] over the units p of each type
     real *u                   # (r, P) U^T; one-hot membership for types
@@ -174,6 +174,8 @@ ctypedef struct Model:
     real *self_traces         # (r, Q) l, or NULL
     real *class_eps           # (S, r, Q) ring of eps + l, or NULL
     real *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
+    double *h_mean            # (N,) its running mean, the learner's, and of how many stretches or batches
+    long long *h_batches
     Py_ssize_t h_count        # how many steps
     real *sources             # (S, Q) ring of [z_{t-1} | x_t | 1] with exact_steps, else NULL
     real *local               # (S, P) ring of L h, by place
@@ -300,6 +302,7 @@ ctypedef struct Kernels:
     bint (*descend)(Model *m) noexcept nogil # False: a weight would not be finite; none has changed
     void (*refresh)(Model *m) noexcept nogil
     void (*derive)(Model *m) noexcept nogil
-    void (*set_factor)(Model *m, const double *hbar) noexcept nogil
+    void (*set_factor)(Model *m) noexcept nogil
+    void (*follow_h)(Model *m) noexcept nogil
     bint (*gather)(Model *m) noexcept nogil
     bint (*finite)(const real *values, Py_ssize_t n) noexcept nogil

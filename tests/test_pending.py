@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from problems import assert_close, problems
+from problems import assert_close, problems, same_bits
 from test_streaming import FOLLOWING, RULES, stream, twin
 
 import modprop_fast as mf
@@ -121,6 +121,24 @@ def test_a_new_plan_within_a_stream_counts_at_once(name):
     assert_close({"w": waiting.network.w_rec}, {"w": held}, 1e-10)
     if waiting._engine.means is not None:
         assert np.allclose(waiting._engine.means, plain._engine.means, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_running_mean_in_c_is_that_of_python(dtype):
+    rng = np.random.default_rng(1)
+    xs, targets, learners = rng.normal(size=(2200, 2)).astype(dtype), rng.normal(size=(2200, 1)).astype(dtype), []
+    for _ in range(2):
+        net = mf.Network(2, 20, 1, types=[0, 1] * 10, dtype=dtype, activation="tanh", rng=np.random.default_rng(0))
+        learners.append(mf.Learner(net, FOLLOWING["running"], optimizer=mf.SGD(0.05)))
+    by_itself, by_hand = learners
+    for part in (slice(0, 1000), slice(1000, 2000), slice(2000, None)):
+        by_hand._engine.since_plan = -5000
+        assert np.array_equal(by_itself.run(xs[part], targets[part]), by_hand.run(xs[part], targets[part]))
+        if part.stop:
+            assert not np.array_equal(by_itself._h_mean, by_hand._h_mean)
+            by_hand._follow_stream()
+        assert same_bits(by_itself.state() | {"planned_at": 0}, by_hand.state() | {"planned_at": 0})
+    assert by_itself.state()["h_batches"] == 2
 
 
 @pytest.mark.parametrize("factor", ["exact", "mean"])

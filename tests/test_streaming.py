@@ -81,9 +81,11 @@ def test_a_rule_that_follows_does_so_in_a_stream_without_end(name, chunk):
         return mf.Learner(net, FOLLOWING[name], optimizer=mf.SGD(0.01))
 
     one, parts = learner(), learner()
-    before, K = one._plan, one._engine.arrays["K"].copy()
+    before, K = one.state(), one._engine.arrays["K"].copy()
     whole = one.run(xs, targets, chunk=chunk)
-    assert one._plan is not before and not np.allclose(one._engine.arrays["K"], K, rtol=1e-5)
+    evolved = {"running": "h_mean", "auto": "plan.mu", "low rank": "plan.u"}[name]
+    assert not np.allclose(one.state()[evolved], before[evolved], rtol=1e-5)
+    assert not np.allclose(one._engine.arrays["K"], K, rtol=1e-5)
     if chunk == 1:  # the same in parts, and step by step
         found = [*parts.run(xs[:33], targets[:33]), *(parts.step(x, t) for x, t in zip(xs[33:late], targets[33:]))]
         assert np.array_equal([*found, *parts.run(xs[late:], targets[late:])], whole)
