@@ -374,9 +374,10 @@ cdef class _Memory:
                 a["power_drive"][1 : 1 + m.n_taps] = plan.taps
             flushed(m, self.kernels.refresh)
         elif m.rank:
-            k, V, mu = m.leak, plan.v, np.broadcast_to(plan.mu, m.n_rec)
-            a["u"][:, c["place"]] = a["u_by_source"][:, c["place_by_source"]] = plan.u.T
-            a["K"][:] = 0 if plan.one_tap else k * np.eye(m.rank) + (1 - k) * (V * mu) @ plan.u
+            k, mu = m.leak, np.broadcast_to(plan.mu, m.n_rec)
+            U, V = np.ascontiguousarray(plan.u), np.ascontiguousarray(plan.v)  # the same bits however they lie: a restored plan's are copies
+            a["u"][:, c["place"]] = a["u_by_source"][:, c["place_by_source"]] = U.T
+            a["K"][:] = 0 if plan.one_tap else k * np.eye(m.rank) + (1 - k) * (V * mu) @ U
             a["drive"][c["place"]] = (1 - k) * V.T
             a["class_drive"][:] = (1 - k) * np.eye(m.rank)
             a["readout"][:, c["place"]] = V * (self.h_mean if plan.running else mu)

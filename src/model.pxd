@@ -174,9 +174,9 @@ ctypedef struct Model:
     real *self_traces         # (r, Q) l, or NULL
     real *class_eps           # (S, r, Q) ring of eps + l, or NULL
     real *h_sum               # (N,) h summed over steps since the caller last cleared it, or NULL
-    double *h_mean            # (N,) its running mean, the learner's, and of how many stretches or batches
-    long long *h_batches
     Py_ssize_t h_count        # how many steps
+    double *h_mean            # (N,) the running mean of h: the learner's array
+    long long *h_batches      # of how many stretches of a stream, or batches
     real *sources             # (S, Q) ring of [z_{t-1} | x_t | 1] with exact_steps, else NULL
     real *local               # (S, P) ring of L h, by place
     real *modulator           # (S, r) ring of m

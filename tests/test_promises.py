@@ -76,6 +76,16 @@ def test_restore_of_a_rule_that_follows(name, weights_first):
     assert same_bits(one.state(), other.state()) and same_bits(one.network.weights, other.network.weights)
 
 
+def test_a_filter_that_is_restored_has_the_same_bits():
+    for seed in range(10):  # a product of matrices depends on how they lie in memory
+        net = mf.Network(2, 20, 1, dtype="float64", rng=np.random.default_rng(seed))
+        one = mf.Learner(net, mf.ModProp(0.3, mf.LowRank(3), refresh=5), optimizer=mf.SGD(1e-2))
+        one.run(np.ones((1000, 2)), np.ones((1000, 1)))
+        other = mf.Learner(net, one.rule, optimizer=one.optimizer)
+        other.restore(one.state())
+        assert np.array_equal(one._engine.arrays["K"], other._engine.arrays["K"])
+
+
 @pytest.mark.parametrize("factor", ["exact", "running"])
 @pytest.mark.parametrize("refresh", ["update", 700, 5000, "never"])
 def test_low_rank_follows_as_refresh_says(refresh, factor):
