@@ -614,6 +614,7 @@ class Learner:
     def __getstate__(self):
         """For pickle and copy.deepcopy: everything, in mid-stream too, but the threads and the times of `latency`."""
         state = self.__dict__ | {"_engine": self._engine.snapshot(), "_workers": [], "_pool": None, "_planned_for": -1}
+        state |= {"_h_mean": self._h_mean.copy(), "_h_batches": self._h_batches.copy()}  # of the time of the engine's snapshot
         state.pop("step", None)
         return state
 

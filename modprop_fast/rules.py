@@ -296,7 +296,7 @@ class ModProp(Rule):
     mu : float, (n_types,) or, with (U, V), LowRank or "cells", (n_rec,) array, in [0, 1]; "auto" or "instant"
         Stands for the mean derivative of the activation.  "auto": the running mean of h over each type, made
         smaller where the filter, with the type means that it has, would not forget within `horizon` steps; taken
-        anew at every update by `apply` or `fit_trials`, at every `reset`, and at every 1000th step of a stream.
+        anew at every update by `apply` or `fit_trials`, at every `reset`, and with update="step" every 1000 steps.
         "instant": the mean of h over each type at every step; with factor="exact".  Both with types only.
     modulation : "types", "cells", LowRank(r) or (U, V)
         The modulatory matrix: means of W over pairs of cell types; W itself, offline, or with factor="mean" online

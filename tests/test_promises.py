@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -84,6 +85,16 @@ def test_a_filter_that_is_restored_has_the_same_bits():
         other = mf.Learner(net, one.rule, optimizer=one.optimizer)
         other.restore(one.state())
         assert np.array_equal(one._engine.arrays["K"], other._engine.arrays["K"])
+
+
+def test_a_pickle_holds_the_mean_of_h_of_then():
+    learner, buffers = small(mf.ModProp(0.25, factor="running"), optimizer=mf.SGD(1e-3)), []
+    xs, targets = draw(core.PLAN_EVERY)
+    learner.run(xs, targets)
+    pickled, then = pickle.dumps(learner, protocol=5, buffer_callback=buffers.append), learner.state()
+    learner.run(xs, targets)
+    again = pickle.loads(pickled, buffers=buffers).state()
+    assert then["h_batches"] == again["h_batches"] == 1 and np.array_equal(again["h_mean"], then["h_mean"])
 
 
 @pytest.mark.parametrize("factor", ["exact", "running"])
