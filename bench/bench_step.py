@@ -8,8 +8,8 @@ updates less often, was checked to compute the same weights (within 1e-3 of thei
 called once per step. At small N most of `plain C` is the call through ctypes: `plain C run` is the same loop without it. Columns:
 microseconds over all calls (a tail only where there are calls enough to show it); then this row over Learner.step of the same
 rule, over plain C (where it is `run` or `chunk`, over `plain C run`), and over numba (numba's `exact` for `mean` and `running`).
-Ratios are medians over rounds of the ratio of the round's medians. `running` is planned anew at every 1000th step, which a
-median does not show and p99.9 does.
+Ratios are medians over rounds of the ratio of the round's medians. `running` follows the activity at every 1000th step, which
+a median does not show and p99.9 does.
 """
 
 import sys

@@ -19,7 +19,10 @@ LOSSES = ("mse", "cross_entropy")
 
 
 class Targets(NamedTuple):
-    """Checked targets of B trials of T steps; trial ``i`` is ``targets.trial(i)``."""
+    """Checked targets of B trials of T steps; trial ``i`` is ``targets.trial(i)``.
+
+    What is the same at all steps, or in all trials, is broadcast, so that it takes no memory by T.
+    """
 
     values: np.ndarray | None  # (B, T, n_out) of the network's dtype: mse
     labels: np.ndarray | None  # (B, T) int64: cross entropy
@@ -60,13 +63,14 @@ def check_targets(loss, targets, mask, n_trials, n_steps, n_out, dtype) -> Targe
             worst = given.min() if given.min() < 0 else given.max()
             raise ValueError(f"targets: expected classes in 0..{n_out - 1}, got {worst}")
         if mask is None and given.ndim == 1:
-            mask = np.arange(n_steps) == n_steps - 1
-        labels = np.ascontiguousarray(np.broadcast_to(given.reshape(n_trials, -1), (n_trials, n_steps)), np.int64)
+            mask = np.zeros(n_steps, bool)
+            mask[-1] = True
+        labels = np.broadcast_to(np.ascontiguousarray(given.reshape(n_trials, -1), np.int64), (n_trials, n_steps))
     if mask is not None:
         given = checks.read("mask", mask)
         if given.dtype != bool:
             raise TypeError(f"mask: expected an array of bool, got {given.dtype}")
         if given.shape not in ((n_steps,), (n_trials, n_steps)):
             raise ValueError(f"mask: expected shape ({n_steps},) or ({n_trials}, {n_steps}), got {given.shape}")
-        mask = np.ascontiguousarray(np.broadcast_to(given, (n_trials, n_steps)), np.uint8)
+        mask = np.broadcast_to(np.ascontiguousarray(given).view(np.uint8), (n_trials, n_steps))
     return Targets(values, labels, mask)

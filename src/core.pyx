@@ -40,7 +40,7 @@ cdef enum:
     TEAM_FROM = 768  # units, measured with two threads: `exact` is 1.2 times as fast, 1.5 at 2048; `mean` 1.2 and 1.6
     TEAM_STEPS = 8  # fewer are over before the others have come
     HEARS_EVERY = 20000000  # ns: how often, at most, `run` looks whether Ctrl-C has come
-    PLAN_EVERY_N = 1000
+    PLAN_EVERY_N = 1000  # PLAN_EVERY, below
     BRIEF = 128  # units up to which a step keeps the GIL if nobody wants it: giving it away takes 0.08 us
 
 cdef enum Heed:  # what may have become of the weights since the last step: learned by others, not as the mask says, held or let go
@@ -448,7 +448,7 @@ cdef class Engine(_Arrangement):
         self.seen = self.stamp[0]
 
     def run(self, xs, target, label, mask, bint learn, ys=None, Py_ssize_t chunk=0, *, pool=None, int threads=1):
-        """`step` over checked arrays: xs (T, n_in), target (T, n_out) or label (T,), mask (T,); None where absent.
+        """`step` over checked arrays: xs (T, n_in), target (T, n_out) or label (T,), which may be one broadcast, mask (T,); None where absent.
 
         chunk > 0, for an engine that is online: weights frozen for so many steps, then one update.
         pool: an executor of so many threads, which share the rows of a large network.
@@ -594,6 +594,7 @@ cdef Trials _trials(xs, target, label, mask, bint learn, ys, Py_ssize_t chunk):
     trial.n_steps, trial.steps_done, trial.begin = len(xs), 0, 0
     trial.x, trial.target, trial.y = _real(xs), _real(target), _real(ys)
     trial.label, trial.mask = <const long long *>address(label), <const unsigned char *>address(mask)
+    trial.label_step = 0 if label is None else cnp.PyArray_STRIDE(label, 0) // <Py_ssize_t>sizeof(long long)
     trial.learn, trial.chunk = learn, chunk
     return trial
 

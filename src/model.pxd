@@ -259,7 +259,8 @@ ctypedef struct Trials:
     Py_ssize_t begin, end     # of these, the steps that `run` makes
     const real *x             # (T, n_in)
     const real *target        # (T, n_out), or NULL
-    const long long *label    # (T,), or NULL
+    const long long *label    # of step t at t label_step, which is 0 where one is that of all steps; or NULL
+    Py_ssize_t label_step
     const unsigned char *mask # (T,), or NULL: every step has its error
     bint learn
     Py_ssize_t chunk          # steps between updates of an engine that is not online; 0: none

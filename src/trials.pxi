@@ -93,7 +93,7 @@ cdef Status step_of(Model *m, Trials *trial, Py_ssize_t t) noexcept nogil:
     cdef Status status
     trial.steps_done = t
     status = step(m, trial.x + t * m.n_in, target + t * m.n_out if target != NULL else NULL,
-                  trial.label[t] if source == FROM_LABEL else 0, source, trial.learn)
+                  trial.label[t * trial.label_step] if source == FROM_LABEL else 0, source, trial.learn)
     if status == OK and trial.y != NULL:
         memcpy(trial.y + t * m.n_out, m.y, m.n_out * sizeof(real))
     return status
@@ -237,7 +237,7 @@ cdef Status record_step(Model *m, Trials *trial, Record *rec, Py_ssize_t t) noex
         memset(signal, 0, n * sizeof(real))
         return OK
     output_error(m, target + t * m.n_out if target != NULL else NULL,
-                 trial.label[t] if source == FROM_LABEL else 0, source)
+                 trial.label[t * trial.label_step] if source == FROM_LABEL else 0, source)
     learning_signal(m, signal)
     learn_readout(m)
     return OK

@@ -11,6 +11,7 @@ import pickle
 import signal
 import threading
 import time
+import tracemalloc
 import warnings
 import weakref
 from dataclasses import replace
@@ -85,6 +86,22 @@ def test_a_filter_that_is_restored_has_the_same_bits():
         other = mf.Learner(net, one.rule, optimizer=one.optimizer)
         other.restore(one.state())
         assert np.array_equal(one._engine.arrays["K"], other._engine.arrays["K"])
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_trials_take_no_memory_by_their_length(loss):
+    net = mf.Network(2, 20, 2, rng=np.random.default_rng(0))
+    learner, peaks = mf.Learner(net, mf.ModProp(0.25), loss=loss, optimizer=mf.Adam(1e-3), threads=1), []
+    for n_steps in (100, 100, 20_000):  # the first makes engines
+        xs = np.ones((8, n_steps, 2), "float32")
+        targets = xs if loss == "mse" else np.arange(8) % 2
+        masks = (None, np.arange(n_steps) > n_steps // 2, np.ones((8, n_steps), bool))
+        tracemalloc.start()
+        for mask in masks:
+            learner.fit_trials(xs, targets, mask)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 80_000  # a byte for every step of every trial would be twice as much
 
 
 def test_a_pickle_holds_the_mean_of_h_of_then():
